@@ -1,0 +1,40 @@
+"""Now, in UTC, as the text that is stored; and new time-ordered ids."""
+
+import secrets
+import threading
+import time
+from datetime import UTC, datetime
+from uuid import UUID
+
+_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_lock = threading.Lock()
+_last = 0
+
+
+def now() -> datetime:
+    """The present moment, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+def to_text(moment: datetime) -> str:
+    """`YYYY-MM-DDTHH:MM:SS.ffffffZ`: sorts as text in the order of time. `moment` must be aware."""
+    moment = moment.astimezone(UTC)
+    return f"{moment.year:04d}{moment.strftime(_FORMAT[2:])}"
+
+
+def from_text(text: str) -> datetime:
+    """The moment that `to_text` wrote. Raises ValueError for anything else."""
+    return datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562, 5.7) that rises within a process, also when the clock steps back.
+
+    48 bits of Unix milliseconds and 12 bits of their fraction (method 3 of section 6.2), then randomness.
+    """
+    global _last
+    with _lock:
+        _last = max(_last + 1, time.time_ns() * 4096 // 1_000_000)
+        stamp = _last
+    high = (stamp >> 12) << 16 | 0x7000 | stamp & 0xFFF
+    return str(UUID(int=high << 64 | 0b10 << 62 | secrets.randbits(62)))
