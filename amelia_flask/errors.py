@@ -17,7 +17,7 @@ class AmeliaError(Exception):
     def __init__(self, message: str = "", *, detail: Any = None, **details: Any) -> None:
         self.message = message or " ".join((type(self).__doc__ or "").split())
         self.details = details
-        self.detail = self.message if detail is None else detail
+        self.detail: Any = self.message if detail is None else detail
         super().__init__(self.message)
 
 

@@ -61,9 +61,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     if unknown:
         raise SettingsError(f"{PREFIX}{unknown[0].upper()} is not a setting of amelia-flask.")
     try:
-        settings = msgspec.convert(
-            {name: _plain(name, text) for name, text in given.items()}, Settings, strict=False
-        )
+        settings = msgspec.convert({name: _plain(name, text) for name, text in given.items()}, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(_sentence(str(error))) from None
     _check(settings)
@@ -75,9 +73,7 @@ def _plain(name: str, text: str) -> object:
         return [host.strip().lower() for host in text.split(",") if host.strip()]
     if name == "database_path":
         return Path(text).expanduser()
-    return (
-        {"on": "true", "off": "false"}.get(text, text) if name in {"require_token", "pin_workers"} else text
-    )
+    return {"on": "true", "off": "false"}.get(text, text) if name in {"require_token", "pin_workers"} else text
 
 
 def _sentence(problem: str) -> str:
@@ -93,6 +89,4 @@ def _check(settings: Settings) -> None:
     if settings.require_token and settings.api_token is None:
         raise SettingsError("AMELIA_REQUIRE_TOKEN is on, but AMELIA_API_TOKEN is not set.")
     if not settings.is_loopback and settings.api_token is None:
-        raise SettingsError(
-            f"AMELIA_HOST={settings.host} opens the service to a network: set AMELIA_API_TOKEN too."
-        )
+        raise SettingsError(f"AMELIA_HOST={settings.host} opens the service to a network: set AMELIA_API_TOKEN too.")

@@ -1,0 +1,157 @@
+"""Opens the database: SQLite with its pragmas set and read back, pooled for readers, single for the writer.
+
+Nothing is opened when a database object is made, only when it is first used; so a process may make one, fork,
+and leave each child with connections of its own.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peewee
+from peewee import sqlite3 as engine  # pysqlite3 where it is installed
+from playhouse.pool import MaxConnectionsExceeded, PooledSqliteDatabase
+
+from amelia_flask.errors import DatabaseUnavailable, SchemaError
+
+BUSY_TIMEOUT_MS = 5000
+POOL_WAIT_SECONDS = 5
+
+# Pragma, what it is set to, what reading it back must give.
+PRAGMAS: tuple[tuple[str, str | int, str | int], ...] = (
+    ("busy_timeout", BUSY_TIMEOUT_MS, BUSY_TIMEOUT_MS),
+    ("journal_mode", "wal", "wal"),
+    ("foreign_keys", 1, 1),
+    ("synchronous", "full", 2),
+    ("journal_size_limit", 64 * 1024 * 1024, 64 * 1024 * 1024),
+    ("temp_store", "memory", 2),
+)
+READER_PRAGMAS = (*PRAGMAS, ("cache_size", -2000, -2000), ("query_only", 1, 1))
+WRITER_PRAGMAS = (*PRAGMAS, ("cache_size", -16000, -16000), ("wal_autocheckpoint", 8000, 8000))
+
+Row = Any  # a tuple in the order of the query's columns
+
+# What a database that is locked, full, away or broken may raise; a change or a read that is at fault raises others.
+FAULTS = (peewee.PeeweeException, engine.Error, OSError)
+
+
+class SqliteExtDatabase(PooledSqliteDatabase):
+    """Pooled SQLite in WAL mode whose connections are refused unless every pragma took.
+
+    It opens an existing file only: a file that vanished under a running service is an error, never a new and
+    empty record.
+    """
+
+    def __init__(self, path: Path, pragmas: tuple[tuple[str, str | int, str | int], ...], connections: int) -> None:
+        self.path = path
+        self._expected = pragmas
+        super().__init__(
+            f"{path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            max_connections=connections,
+            timeout=POOL_WAIT_SECONDS,
+            lock_type="IMMEDIATE",
+            check_same_thread=False,
+            autoconnect=False,
+            field_types={"UTC_TIMESTAMP": "TEXT"},
+        )
+
+    def _add_conn_hooks(self, conn: Any) -> None:
+        super()._add_conn_hooks(conn)
+        for name, value, expected in self._expected:
+            conn.execute(f"PRAGMA {name} = {value}")
+            found = conn.execute(f"PRAGMA {name}").fetchone()[0]
+            if found != expected:
+                raise SchemaError(f"The database does not take {name}={value} (it stays {found}).")
+
+
+def open_readers(path: Path, connections: int) -> SqliteExtDatabase:
+    """A pool of at most `connections` that can read and nothing else."""
+    return SqliteExtDatabase(path, READER_PRAGMAS, connections)
+
+
+def open_writer(path: Path) -> SqliteExtDatabase:
+    """One connection that may write, for the writer and for schema set-up."""
+    return SqliteExtDatabase(path, WRITER_PRAGMAS, 1)
+
+
+def create_file(path: Path) -> None:
+    """Make the database file with its folder, readable by its owner alone; an existing one is narrowed to that.
+
+    Call it before anything has the file open: closing a plain file descriptor would drop SQLite's locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if path.exists():
+        path.chmod(0o600)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def engine_version() -> str:
+    """The version of the SQLite library in use."""
+    return str(engine.sqlite_version)
+
+
+def engine_is_mended(version: str | None = None) -> bool:
+    """Whether this SQLite is free of the WAL-reset bug: 3.44.6, 3.50.7, or 3.51.3 and later.
+
+    On others two connections that write and checkpoint at one moment can lose committed rows
+    (https://sqlite.org/wal.html, "the WAL-reset bug").
+    """
+    parts = tuple(int(part) for part in (version or engine_version()).split("."))
+    return parts >= (3, 51, 3) or (3, 50, 7) <= parts < (3, 51) or (3, 44, 6) <= parts < (3, 45)
+
+
+@contextmanager
+def reading(db: SqliteExtDatabase) -> Iterator[SqliteExtDatabase]:
+    """Lend this thread a connection for one short read. Raises DatabaseUnavailable when there is none.
+
+    A connection on which anything failed is thrown away rather than lent again.
+    """
+    try:
+        db.connect()
+        try:
+            yield db
+        except FAULTS:
+            db.manual_close()
+            raise
+        finally:
+            if not db.is_closed():
+                db.close()
+    except (*FAULTS, MaxConnectionsExceeded) as error:
+        raise DatabaseUnavailable from error
+
+
+class _Name(str):
+    """Stands in a compiled query where a value will be given by this name."""
+
+
+def param(name: str) -> Any:
+    """A value of a prepared query, to be given by `name` at each run."""
+    return peewee.Value(_Name(name), converter=False)
+
+
+class Prepared:
+    """A query made from the models and compiled once; what is left to do at each run is the database's work."""
+
+    def __init__(self, build: Callable[[], Any]) -> None:
+        self._build = build
+        self._compiled: dict[type, tuple[str, list[Any]]] = {}
+
+    def run(self, db: Any, **values: Any) -> list[Row]:
+        """All rows of the result, or of RETURNING. `values` names every `param` of the query."""
+        sql, params = self._compiled.get(type(db)) or self._compile(db)
+        given = [values[value] if isinstance(value, _Name) else value for value in params]
+        rows: list[Row] = db.execute_sql(sql, given).fetchall()
+        return rows
+
+    def run_many(self, db: Any, rows: list[Row]) -> None:
+        """Run once for each row; a row holds the values of the `param`s in the order in which they appear."""
+        sql, _ = self._compiled.get(type(db)) or self._compile(db)
+        db.connection().executemany(sql, rows)
+
+    def _compile(self, db: Any) -> tuple[str, list[Any]]:
+        sql, params = db.get_sql_context().sql(self._build()).query()
+        return self._compiled.setdefault(type(db), (sql, list(params)))

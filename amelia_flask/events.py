@@ -1,0 +1,378 @@
+"""The ledger of events: appended in order, read in pages."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from amelia_flask import clock
+from amelia_flask.database import Prepared, Row, param
+from amelia_flask.errors import IdReused, NotFound
+from amelia_flask.fields import (
+    Id,
+    JsonObject,
+    Moment,
+    Timestamp,
+    check_moment,
+    check_object,
+    no_object,
+    object_from_text,
+    object_to_text,
+)
+from amelia_flask.models import LEVELS, Event, EventPosition, OpenStage, Workflow
+from amelia_flask.strictjson import canonical
+
+MAX_BATCH = 1000
+MAX_LINES = 10_000
+LONGEST_STAGE = 200
+SERVICE = "system"  # the agent of the events that the service itself writes
+
+# These tell of moves and creation; only the service writes them, so that replaying them gives the status.
+SERVICE_TYPES = frozenset(
+    {
+        "workflow_created",
+        "workflow_started",
+        "approval_required",
+        "approval_granted",
+        "approval_rejected",
+        "workflow_completed",
+        "workflow_failed",
+        "workflow_cancelled",
+    }
+)
+
+Level = Literal["debug", "info", "warning", "error"]
+Agent = Annotated[str, Meta(min_length=1, max_length=100)]
+EventType = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_.]{0,63}$(?!\n)", max_length=64)]
+Message = Annotated[str, Meta(max_length=65_536)]
+
+
+class NewEvent(Struct, forbid_unknown_fields=True, kw_only=True):
+    """An event as an agent sends it. Without `timestamp` the time of arrival is taken."""
+
+    agent: Agent
+    event_type: EventType
+    message: Message
+    level: Level = "info"
+    data: JsonObject = msgspec.field(default_factory=no_object)
+    correlation_id: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    timestamp: Moment | None = None
+    id: Id | None = None
+
+    def __post_init__(self) -> None:
+        if self.event_type in SERVICE_TYPES:
+            raise ValueError(f"`event_type`: Events of type {self.event_type} are written by the service alone")
+        self.data = check_object("data", self.data)
+        check_moment("timestamp", self.timestamp)
+
+
+class Appended(Struct):
+    """Where an event stands: `sequence` within its workflow, `position` over all."""
+
+    id: str
+    sequence: int
+    position: int
+
+
+class AppendedEvents(Struct):
+    """The events in the order sent; `duplicates` counts those that had been stored before."""
+
+    events: list[Appended]
+    duplicates: int
+
+
+class StoredEvent(Struct):
+    """An event as it is read."""
+
+    id: str
+    workflow_id: str
+    sequence: int
+    position: int
+    timestamp: Timestamp
+    agent: str
+    event_type: str
+    level: Level
+    message: str
+    data: JsonObject
+    correlation_id: str | None
+
+
+class EventPage(Struct):
+    """A page of events; `next_after` and `next_before` continue it in either direction."""
+
+    events: list[StoredEvent]
+    next_after: int | None
+    next_before: int | None
+    has_more: bool
+
+
+class Page(NamedTuple):
+    """Which events to read: numbers greater than `after` and smaller than `before`, filtered and sorted."""
+
+    after: int = 0
+    before: int | None = None
+    limit: int = 100
+    newest_first: bool = False
+    event_type: str | None = None
+    agent: str | None = None
+    level: Level | None = None
+
+
+class NewRow(NamedTuple):
+    """An event about to be stored: what `NewEvent` says, complete and as the columns hold it."""
+
+    id: str
+    timestamp: str
+    agent: str
+    event_type: str
+    level: str
+    message: str
+    data_json: str | None
+    correlation_id: str | None
+
+
+_COLUMNS = (
+    Event.id,
+    Event.workflow,
+    Event.sequence,
+    Event.position,
+    Event.timestamp,
+    Event.agent,
+    Event.event_type,
+    Event.level,
+    Event.message,
+    Event.data_json,
+    Event.correlation_id,
+)
+
+_stored = Prepared(lambda: Event.select(*_COLUMNS).where(Event.id == param("id")))
+_take_sequences = Prepared(
+    lambda: (
+        Workflow.update(last_sequence=Workflow.last_sequence + param("count"), updated_at=param("now"))
+        .where(Workflow.id == param("workflow"))
+        .returning(Workflow.last_sequence)
+    )
+)
+_take_positions = Prepared(
+    lambda: (
+        EventPosition.update(value=EventPosition.value + param("count"))
+        .where(EventPosition.id == 1)
+        .returning(EventPosition.value)
+    )
+)
+_insert = Prepared(
+    lambda: Event.insert_many([tuple(param(column.name) for column in _COLUMNS)], fields=list(_COLUMNS))
+)
+_workflow_exists = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("workflow")))
+_open_stage = Prepared(
+    lambda: OpenStage.replace(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
+)
+_close_stage = Prepared(
+    lambda: OpenStage.delete().where((OpenStage.workflow == param("workflow")) & (OpenStage.stage == param("stage")))
+)
+
+
+def append(tx: Any, workflow_id: str, new: Sequence[NewEvent]) -> AppendedEvents:
+    """Store the events at the end of the workflow's timeline, all or none.
+
+    An event whose id is stored already with the same content is not stored again and answers with where it
+    stands. Raises NotFound, and IdReused for an id that is taken by other content.
+    """
+    now = clock.to_text(clock.now())
+    rows = [_row(event, now) for event in new]
+    places: dict[str, Appended] = {}
+    fresh: dict[str, NewRow] = {}
+    for event, row in zip(new, rows, strict=True):
+        place = _twin(tx, workflow_id, event, row, fresh) if event.id is not None else None
+        if place is not None:
+            places[row.id] = place
+        elif row.id not in fresh:
+            fresh[row.id] = row
+    if not fresh and not _workflow_exists.run(tx, workflow=workflow_id):
+        raise NotFound
+    if fresh:
+        places.update((place.id, place) for place in _store(tx, workflow_id, list(fresh.values()), now))
+    return AppendedEvents([places[row.id] for row in rows], len(rows) - len(fresh))
+
+
+def append_own(
+    tx: Any,
+    workflow_id: str,
+    event_type: str,
+    message: str,
+    data: dict[str, Any] | None,
+    event_id: str | None,
+    now: str,
+) -> StoredEvent:
+    """Store an event of the service itself, whose id must be new, in the transaction of what it tells of."""
+    text = msgspec.json.encode(data).decode() if data else None
+    row = NewRow(event_id or clock.new_id(), now, SERVICE, event_type, "info", message, text, None)
+    _store(tx, workflow_id, [row], now)
+    return get(tx, row.id)
+
+
+def find(db: Any, event_id: str) -> StoredEvent | None:
+    """The event with this id, of whichever workflow."""
+    rows = _stored.run(db, id=event_id)
+    return _from_row(rows[0]) if rows else None
+
+
+def get(db: Any, event_id: str) -> StoredEvent:
+    """The event with this id. Raises NotFound."""
+    event = find(db, event_id)
+    if event is None:
+        raise NotFound
+    return event
+
+
+def page(db: Any, workflow_id: str, wanted: Page) -> EventPage:
+    """A page of one workflow's events by sequence. Raises NotFound."""
+    found = _page(db, wanted, workflow_id)
+    if not found.events and not _workflow_exists.run(db, workflow=workflow_id):
+        raise NotFound
+    return found
+
+
+def page_of_all(db: Any, wanted: Page) -> EventPage:
+    """A page of all workflows' events by position."""
+    return _page(db, wanted, None)
+
+
+def recent(db: Any, workflow_id: str, limit: int) -> list[StoredEvent]:
+    """The newest events of a workflow, oldest first."""
+    return _page(db, Page(limit=limit, newest_first=True), workflow_id).events[::-1]
+
+
+def _row(event: NewEvent, now: str) -> NewRow:
+    return NewRow(
+        event.id or clock.new_id(),
+        now if event.timestamp is None else clock.to_text(event.timestamp),
+        event.agent,
+        event.event_type,
+        event.level,
+        event.message,
+        object_to_text(event.data),
+        event.correlation_id,
+    )
+
+
+def _twin(tx: Any, workflow_id: str, event: NewEvent, row: NewRow, fresh: dict[str, NewRow]) -> Appended | None:
+    """Where an event with this id and content stands already, None where there is none or it is in this batch."""
+    earlier = fresh.get(row.id)
+    if earlier is not None:
+        if not _same(row, earlier, event.timestamp is not None):
+            raise IdReused(id=row.id)
+        return None
+    stored = _stored.run(tx, id=row.id)
+    if not stored:
+        return None
+    found = _from_row(stored[0])
+    kept = NewRow(
+        found.id,
+        found.timestamp,
+        found.agent,
+        found.event_type,
+        found.level,
+        found.message,
+        object_to_text(found.data),
+        found.correlation_id,
+    )
+    if found.workflow_id != workflow_id or not _same(row, kept, event.timestamp is not None):
+        raise IdReused(id=row.id)
+    return Appended(found.id, found.sequence, found.position)
+
+
+def _same(row: NewRow, kept: NewRow, has_timestamp: bool) -> bool:
+    """Whether two events say the same. A time of arrival says nothing; the order of members neither."""
+    moment = row.timestamp if has_timestamp else kept.timestamp
+    rest = row._replace(timestamp=moment, data_json=kept.data_json)
+    return rest == kept and same_json(row.data_json, kept.data_json)
+
+
+def same_json(one: str | None, other: str | None) -> bool:
+    """Whether two texts hold the same JSON value."""
+    if one == other:
+        return True
+    if one is None or other is None:
+        return False
+    return canonical(msgspec.json.decode(one)) == canonical(msgspec.json.decode(other))
+
+
+def _store(tx: Any, workflow_id: str, rows: list[NewRow], now: str) -> list[Appended]:
+    """Give the rows their numbers and insert them. The position is taken last: its row is everybody's."""
+    taken = _take_sequences.run(tx, workflow=workflow_id, count=len(rows), now=now)
+    if not taken:
+        raise NotFound
+    sequence = taken[0][0] - len(rows)
+    position = _take_positions.run(tx, count=len(rows))[0][0] - len(rows)
+    places = [Appended(row.id, sequence + n, position + n) for n, row in enumerate(rows, 1)]
+    _insert.run_many(
+        tx,
+        [
+            (row.id, workflow_id, place.sequence, place.position, *row[1:])
+            for row, place in zip(rows, places, strict=True)
+        ],
+    )
+    for row, place in zip(rows, places, strict=True):
+        if row.event_type in ("stage_started", "stage_completed"):
+            _note_stage(tx, workflow_id, row, place.sequence)
+    return places
+
+
+def _note_stage(tx: Any, workflow_id: str, row: NewRow, sequence: int) -> None:
+    """Keep the open stages by name: starting one again renews it, completing it ends it however often started."""
+    stage = msgspec.json.decode(row.data_json or "{}").get("stage")
+    if not isinstance(stage, str) or not 0 < len(stage) <= LONGEST_STAGE:
+        return
+    if row.event_type == "stage_started":
+        _open_stage.run(tx, workflow=workflow_id, stage=stage, sequence=sequence)
+    else:
+        _close_stage.run(tx, workflow=workflow_id, stage=stage)
+
+
+def _from_row(row: Row) -> StoredEvent:
+    *head, data_json, correlation_id = row
+    return StoredEvent(*head, object_from_text(data_json), correlation_id)  # type: ignore[call-arg]  # a checker cannot count columns
+
+
+def _page(db: Any, wanted: Page, workflow_id: str | None) -> EventPage:
+    filters = tuple(name for name in ("event_type", "agent", "level") if getattr(wanted, name) is not None)
+    query = _page_query(workflow_id is not None, wanted.before is not None, wanted.newest_first, filters)
+    values = wanted._asdict() | {"workflow": workflow_id, "limit": wanted.limit + 1}
+    if wanted.level is not None:
+        values |= {f"level{n}": level for n, level in enumerate(_at_least(wanted.level))}
+    rows = query.run(db, **values)
+    events = [_from_row(row) for row in rows[: wanted.limit]]
+    numbers = [event.sequence if workflow_id is not None else event.position for event in events]
+    return EventPage(
+        events,
+        max(numbers, default=wanted.after),
+        min(numbers, default=wanted.before),
+        len(rows) > wanted.limit,
+    )
+
+
+def _at_least(level: str) -> list[str]:
+    """The levels from `level` on, filled up to as many as there are, so that one query serves them all."""
+    wanted = list(LEVELS[LEVELS.index(level) :])
+    return wanted + [level] * (len(LEVELS) - len(wanted))
+
+
+@lru_cache
+def _page_query(of_one: bool, has_before: bool, newest_first: bool, filters: tuple[str, ...]) -> Prepared:
+    number = Event.sequence if of_one else Event.position
+    clauses = [number > param("after")]
+    if of_one:
+        clauses.append(Event.workflow == param("workflow"))
+    if has_before:
+        clauses.append(number < param("before"))
+    if "event_type" in filters:
+        clauses.append(Event.event_type == param("event_type"))
+    if "agent" in filters:
+        clauses.append(Event.agent == param("agent"))
+    if "level" in filters:
+        clauses.append(Event.level.in_([param(f"level{n}") for n in range(len(LEVELS))]))
+    order = number.desc() if newest_first else number.asc()
+    return Prepared(lambda: Event.select(*_COLUMNS).where(*clauses).order_by(order).limit(param("limit")))

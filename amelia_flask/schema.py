@@ -1,0 +1,71 @@
+"""Brings a database to this version's schema, once, however many processes start together."""
+
+from pathlib import Path
+
+from playhouse.migrations import Runner
+
+from amelia_flask.database import FAULTS, SqliteExtDatabase, create_file, open_writer
+from amelia_flask.errors import SchemaError
+from amelia_flask.lock import FileLock
+from amelia_flask.models import TABLES, EventPosition
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+LOCK_SECONDS = 60.0
+
+
+def set_up(path: Path) -> list[str]:
+    """Make the database at `path`, or bring it up to date; answers with the migrations that it applied.
+
+    Starting twice, or two processes at once, is harmless. Raises SchemaError for a file that is no database,
+    belongs to another program, or was made by a newer version.
+    """
+    try:
+        create_file(path)
+        return _set_up(path)
+    except FAULTS as error:
+        raise SchemaError(f"The database {path} cannot be set up: {error}.") from error
+
+
+def is_current(db: SqliteExtDatabase) -> bool:
+    """Whether exactly this version's migrations have been applied."""
+    rows = db.execute_sql("SELECT name FROM schema_version").fetchall()
+    return {name for (name,) in rows} == _names()
+
+
+def _set_up(path: Path) -> list[str]:
+    lock = FileLock(path)
+    db = open_writer(path)
+    try:
+        with lock.held(LOCK_SECONDS), db.connection_context():
+            return _bring_up_to_date(db)
+    finally:
+        db.close_all()
+        lock.close()
+
+
+def _bring_up_to_date(db: SqliteExtDatabase) -> list[str]:
+    runner = Runner(db, str(MIGRATIONS), table_name="schema_version")
+    tables = set(db.get_tables())
+    if tables and "schema_version" not in tables:
+        raise SchemaError(f"The database {db.path} belongs to another program: it has tables and no schema_version.")
+    newer = sorted(set(runner.applied()) - _names())
+    if newer:
+        raise SchemaError(f"The database {db.path} was made by a newer version of amelia-flask ({newer[-1]}).")
+    if tables:
+        applied: list[str] = runner.up()
+        _create_tables(db)
+        return applied
+    with db.atomic():
+        _create_tables(db)
+        runner.fake()
+    return sorted(_names())
+
+
+def _create_tables(db: SqliteExtDatabase) -> None:
+    with db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
+        db.create_tables(TABLES, safe=True)
+        EventPosition.insert(id=1, value=0).on_conflict_ignore().execute()
+
+
+def _names() -> set[str]:
+    return {file.stem for file in MIGRATIONS.glob("[0-9]*.py")}

@@ -1,0 +1,206 @@
+"""The one door for writes: a thread that commits what is waiting as one transaction (group commit).
+
+There is no timer. When quiet, a group is one change and nobody waits; when busy, the group grows while the
+previous commit runs, so that many callers share one sync to disk.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import peewee
+
+from amelia_flask.database import FAULTS, SqliteExtDatabase, open_writer
+from amelia_flask.errors import AmeliaError, DatabaseUnavailable, InternalError
+from amelia_flask.lock import FileLock
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Change = Callable[[SqliteExtDatabase], Result]
+
+MAX_GROUP = 128
+MAX_WAITING = 1000
+LOCK_SECONDS = 5.0
+# A caller gives up after this many seconds if its change is still waiting; one that is being carried out is
+# waited for, because its outcome would be unknown.
+WAIT_SECONDS = 8.0
+OUTCOME_SECONDS = 12.0
+
+
+class _Item:
+    """A change on its way: the future's own states tell whether it can still be withdrawn."""
+
+    def __init__(self, change: Change[Any]) -> None:
+        self.change = change
+        self.future: Future[Any] = Future()
+
+
+class Writer:
+    """Carries out changes in the order in which they arrive; made before a fork, it runs in each process apart."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = threading.Lock()
+        self._committed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._stopping = False
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self._db = open_writer(self._path)
+        self._lock = FileLock(self._path)
+        self.commits = 0
+        self.failure: str | None = None
+
+    def run(self, change: Change[Result]) -> Result:
+        """Carry out `change` in a transaction and give its result once that is committed and synced.
+
+        Whatever `change` raises is raised here, and then nothing of it is stored. Raises DatabaseUnavailable
+        when the database cannot be written now; its details say `outcome_unknown` in the rare case in which
+        the change may yet be stored, to be settled by calling again with the same ids.
+        """
+        self.ensure_running()
+        if self._queue.qsize() >= MAX_WAITING:
+            raise DatabaseUnavailable("Too many writes are waiting; try again.")
+        item = _Item(change)
+        self._queue.put(item)
+        result: Result = self._outcome(item.future)
+        return result
+
+    def ensure_running(self) -> None:
+        """Start the thread where it does not run: at first, after a fork, or after it died."""
+        if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
+            return
+        with self._start:
+            if self._stopping:
+                raise DatabaseUnavailable("The service is shutting down.")
+            if self._pid != os.getpid():
+                self._fresh()
+                self._pid = os.getpid()
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+                self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """How many changes wait to be taken into a group."""
+        return self._queue.qsize()
+
+    def wait_for_commit(self, seen: int, seconds: float) -> int:
+        """Wait until this process has committed more than `seen` groups, or for `seconds`; give the count."""
+        with self._committed:
+            self._committed.wait_for(lambda: self.commits != seen or self._stopping, seconds)
+            return self.commits
+
+    def stop(self) -> None:
+        """Finish what waits, then close. Later changes are refused."""
+        with self._start:
+            self._stopping = True
+        with self._committed:
+            self._committed.notify_all()
+        if self._thread is not None and self._pid == os.getpid():
+            self._queue.put(None)
+            self._thread.join()
+            self._close()
+            self._lock.close()
+
+    def _outcome(self, future: Future[Any]) -> Any:
+        try:
+            return future.result(WAIT_SECONDS)
+        except TimeoutError:
+            if future.cancel():
+                raise DatabaseUnavailable from None
+        try:
+            return future.result(OUTCOME_SECONDS - WAIT_SECONDS)
+        except TimeoutError:
+            raise DatabaseUnavailable(outcome_unknown=True) from None
+
+    def _work(self) -> None:
+        while (group := self._next_group()) is not None:
+            if group:
+                self._carry_out(group)
+
+    def _next_group(self) -> list[_Item] | None:
+        """Wait for one change, then take what else is there. None when the writer is to stop."""
+        first = self._queue.get()
+        if first is None:
+            return None
+        group = [first]
+        while len(group) < MAX_GROUP:
+            try:
+                item = self._queue.get_nowait()
+            except Empty:
+                break
+            if item is None:
+                self._queue.put(None)  # stop after this group
+                break
+            group.append(item)
+        return [item for item in group if item.future.set_running_or_notify_cancel()]
+
+    def _carry_out(self, group: list[_Item]) -> None:
+        try:
+            with self._lock.held(LOCK_SECONDS):
+                outcomes = self._transact(group)
+        except BaseException as error:
+            self._recover(error)
+            refusal = error if isinstance(error, AmeliaError) else _refusal(error)
+            outcomes = [(item, None, refusal) for item in group]
+        for item, result, failure in outcomes:
+            if failure is None:
+                item.future.set_result(result)
+            else:
+                item.future.set_exception(failure)
+
+    def _transact(self, group: list[_Item]) -> list[tuple[_Item, Any, BaseException | None]]:
+        if self._db.is_closed():
+            self._db.connect()
+        self._db.execute_sql("BEGIN IMMEDIATE")
+        outcomes = [(item, *self._savepoint(item.change)) for item in group]
+        self._db.execute_sql("COMMIT")
+        with self._committed:
+            self.commits += 1
+            self.failure = None
+            self._committed.notify_all()
+        return outcomes
+
+    def _savepoint(self, change: Change[Any]) -> tuple[Any, BaseException | None]:
+        """Carry out one change so that its failure leaves its neighbours in the group alone."""
+        self._db.execute_sql("SAVEPOINT one_change")
+        try:
+            result, failure = change(self._db), None
+        except BaseException as error:
+            self._db.execute_sql("ROLLBACK TO one_change")
+            if isinstance(error, peewee.OperationalError | MemoryError):
+                raise  # the database is at fault, not the change: the whole group meets the same
+            result, failure = None, error if isinstance(error, AmeliaError) else _refusal(error)
+        self._db.execute_sql("RELEASE one_change")
+        return result, failure
+
+    def _recover(self, error: BaseException) -> None:
+        """Leave no open transaction behind; the next group opens a new connection."""
+        self.failure = type(error).__name__
+        log.warning("a group of writes failed: %s", error)
+        self._close()
+
+    def _close(self) -> None:
+        try:
+            if not self._db.is_closed():
+                self._db.manual_close()
+        except FAULTS:
+            log.warning("closing the writer's connection failed", exc_info=True)
+            self._db = open_writer(self._path)
+
+
+def _refusal(error: BaseException) -> AmeliaError:
+    if isinstance(error, FAULTS):
+        return DatabaseUnavailable()
+    log.error("a change failed", exc_info=error)
+    return InternalError()
