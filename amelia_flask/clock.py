@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 _FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
@@ -25,6 +25,12 @@ def to_text(moment: datetime) -> str:
 def from_text(text: str) -> datetime:
     """The moment that `to_text` wrote. Raises ValueError for anything else."""
     return datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+
+
+def milliseconds(start: str, end: str | None) -> int:
+    """Whole milliseconds from `start` to `end`, or to now; never below 0, whatever the clock did in between."""
+    passed = (from_text(end) if end else now()) - from_text(start)
+    return max(0, passed // timedelta(milliseconds=1))
 
 
 def new_id() -> str:

@@ -242,7 +242,9 @@ class UsageByDay(Table):
     cache_creation_tokens = _total("cache_creation_tokens")
     unpriced_tokens = _total("unpriced_tokens")
     cost_nano = _total("cost_nano")
-    savings_nano = _count()
+    savings_nano = BigIntegerField(
+        default=0, constraints=[_default(0), Check(f"savings_nano BETWEEN -{LARGEST_TOTAL} AND {LARGEST_TOTAL}")]
+    )
 
     class Meta:
         table_name = "usage_by_day"

@@ -9,11 +9,11 @@ STATEMENTS = (
         "IN ('pending', 'in_progress', 'blocked', 'completed', 'failed', 'cancelled')), \"started_at\" TEXT, "
         '"completed_at" TEXT, "failure_reason" TEXT, "state_json" TEXT, "created_at" TEXT NOT NULL, '
         '"updated_at" TEXT NOT NULL, "host" TEXT NOT NULL DEFAULT \'\', "profile" TEXT, "last_sequence" INTEGER '
-        'NOT NULL DEFAULT 0, "version" INTEGER NOT NULL DEFAULT 1, "usage_count" INTEGER NOT NULL DEFAULT 0, '
-        '"total_tokens" INTEGER NOT NULL DEFAULT 0 CHECK (total_tokens BETWEEN 0 AND 4611686018427387904), '
-        '"unpriced_tokens" INTEGER NOT NULL DEFAULT 0 CHECK (unpriced_tokens BETWEEN 0 AND '
-        '4611686018427387904), "cost_nano" INTEGER NOT NULL DEFAULT 0 CHECK (cost_nano BETWEEN 0 AND '
-        "4611686018427387904))"
+        'NOT NULL DEFAULT 0, "version" INTEGER NOT NULL DEFAULT 1, "digest" TEXT NOT NULL, "usage_count" '
+        'INTEGER NOT NULL DEFAULT 0, "total_tokens" INTEGER NOT NULL DEFAULT 0 CHECK (total_tokens BETWEEN 0 '
+        'AND 4611686018427387904), "unpriced_tokens" INTEGER NOT NULL DEFAULT 0 CHECK (unpriced_tokens '
+        'BETWEEN 0 AND 4611686018427387904), "cost_nano" INTEGER NOT NULL DEFAULT 0 CHECK (cost_nano BETWEEN '
+        "0 AND 4611686018427387904))"
     ),
     'CREATE INDEX "idx_workflows_issue_id" ON "workflows" ("issue_id")',
     'CREATE INDEX "idx_workflows_status" ON "workflows" ("status")',
@@ -68,7 +68,8 @@ STATEMENTS = (
         '(cache_creation_tokens BETWEEN 0 AND 4611686018427387904), "unpriced_tokens" INTEGER NOT NULL '
         'DEFAULT 0 CHECK (unpriced_tokens BETWEEN 0 AND 4611686018427387904), "cost_nano" INTEGER NOT NULL '
         'DEFAULT 0 CHECK (cost_nano BETWEEN 0 AND 4611686018427387904), "savings_nano" INTEGER NOT NULL '
-        'DEFAULT 0, PRIMARY KEY ("day", "agent", "model")) WITHOUT ROWID'
+        "DEFAULT 0 CHECK (savings_nano BETWEEN -4611686018427387904 AND 4611686018427387904), PRIMARY KEY "
+        '("day", "agent", "model")) WITHOUT ROWID'
     ),
     (
         'CREATE TABLE "usage_by_workflow" ("workflow_id" TEXT NOT NULL, "agent" TEXT NOT NULL, "model" TEXT '

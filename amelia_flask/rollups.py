@@ -1,0 +1,246 @@
+"""The sums of usage, kept in the transaction that changes what they sum: by workflow, by day, by model.
+
+They make a report a short read, and they outlive pruned workflows. What they say equals the sum over the stored
+records and those that retention has pruned.
+"""
+
+from collections.abc import Iterable
+from functools import reduce
+from typing import Any, NamedTuple
+
+import peewee
+
+from amelia_flask import clock
+from amelia_flask.database import Prepared, Row, param
+from amelia_flask.errors import NotFound, ValidationError
+from amelia_flask.models import (
+    ACTIVE,
+    LARGEST_TOTAL,
+    ModelsByDay,
+    Status,
+    TokenUsage,
+    UsageByDay,
+    UsageByWorkflow,
+    Workflow,
+    WorkflowsByDay,
+)
+from amelia_flask.pricing import Counts
+
+Key = tuple[str, str, str]  # day, agent, model
+
+
+class Sums(NamedTuple):
+    """What is summed; also a difference to be added to sums."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_creation_tokens: int = 0
+    unpriced_tokens: int = 0
+    cost_nano: int = 0
+    savings_nano: int = 0
+
+    def plus(self, other: "Sums") -> "Sums":
+        """The sum of both."""
+        return Sums(*(one + two for one, two in zip(self, other, strict=True)))
+
+    @property
+    def tokens(self) -> int:
+        """All four counts together."""
+        return sum(self[:4])
+
+
+def sums_of(counts: Counts, cost_nano: int | None, savings_nano: int | None) -> Sums:
+    """What one record adds."""
+    return Sums(*counts, sum(counts) if cost_nano is None else 0, cost_nano or 0, savings_nano or 0)
+
+
+def _columns(model: Any, *names: str) -> tuple[Any, ...]:
+    return tuple(getattr(model, name) for name in names)
+
+
+def _earlier_day() -> Any:
+    stored, added = UsageByWorkflow.first_day, peewee.EXCLUDED.first_day
+    return peewee.Case(None, [(added < stored, added)], stored)
+
+
+def _upsert(model: Any, keys: tuple[Any, ...], sums: tuple[Any, ...], **others: Any) -> Prepared:
+    """Add to the row with these keys, which is made where it is missing; `others` are columns with their update."""
+    columns = [*keys, *sums, *_columns(model, *others)]
+    update = {column: column + getattr(peewee.EXCLUDED, column.column_name) for column in sums}
+    update |= {getattr(model, name): value for name, value in others.items()}
+    row = tuple(param(column.name) for column in columns)
+    return Prepared(
+        lambda: model.insert_many([row], fields=columns).on_conflict(conflict_target=list(keys), update=update)
+    )
+
+
+_DAY_KEYS = (UsageByDay.day, UsageByDay.agent, UsageByDay.model)
+_DAY_SUMS = _columns(UsageByDay, *Sums._fields)
+_WORKFLOW_KEYS = (UsageByWorkflow.workflow, UsageByWorkflow.agent, UsageByWorkflow.model)
+_WORKFLOW_SUMS = _columns(UsageByWorkflow, *Sums._fields[:6])
+
+_add_to_workflow = Prepared(
+    lambda: (
+        Workflow.update(
+            usage_count=Workflow.usage_count + param("records"),
+            total_tokens=Workflow.total_tokens + param("tokens"),
+            unpriced_tokens=Workflow.unpriced_tokens + param("unpriced_tokens"),
+            cost_nano=Workflow.cost_nano + param("cost_nano"),
+            updated_at=param("now"),
+        )
+        .where(Workflow.id == param("workflow"))
+        .returning(Workflow.usage_count, Workflow.status)
+    )
+)
+_add_to_breakdown = _upsert(UsageByWorkflow, _WORKFLOW_KEYS, _WORKFLOW_SUMS, first_day=_earlier_day())
+_add_to_day = _upsert(UsageByDay, _DAY_KEYS, _DAY_SUMS)
+_take_from_day = Prepared(
+    lambda: UsageByDay.update({column: column - param(column.name) for column in _DAY_SUMS}).where(
+        *(column == param(column.name) for column in _DAY_KEYS)
+    )
+)
+_add_workflows = _upsert(
+    WorkflowsByDay,
+    (WorkflowsByDay.day,),
+    _columns(WorkflowsByDay, "workflows", "finished", "successful", "duration_ms"),
+)
+_add_models = _upsert(
+    ModelsByDay, (ModelsByDay.day, ModelsByDay.model), _columns(ModelsByDay, "workflows", "finished", "successful")
+)
+_first_days = Prepared(
+    lambda: (
+        UsageByWorkflow.select(UsageByWorkflow.model, peewee.fn.MIN(UsageByWorkflow.first_day))
+        .where(UsageByWorkflow.workflow == param("workflow"))
+        .group_by(UsageByWorkflow.model)
+    )
+)
+_times = Prepared(
+    lambda: Workflow.select(Workflow.status, Workflow.created_at, Workflow.started_at, Workflow.completed_at).where(
+        Workflow.id == param("workflow")
+    )
+)
+_breakdown = Prepared(
+    lambda: (
+        UsageByWorkflow.select(*_WORKFLOW_KEYS[1:], *_WORKFLOW_SUMS)
+        .where(UsageByWorkflow.workflow == param("workflow"))
+        .order_by(UsageByWorkflow.agent, UsageByWorkflow.model)
+    )
+)
+_records = Prepared(
+    lambda: TokenUsage.select(
+        TokenUsage.day,
+        TokenUsage.agent,
+        TokenUsage.model,
+        *_columns(TokenUsage, *Counts._fields),
+        TokenUsage.cost_nano,
+        TokenUsage.savings_nano,
+    ).where(TokenUsage.workflow == param("workflow"))
+)
+
+
+def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]]) -> int:
+    """Add a workflow's new records to every sum; answers with how many records the workflow has now.
+
+    Raises NotFound, and ValidationError where a sum would leave 64 bits.
+    """
+    total = reduce(Sums.plus, (sums for _, sums in added), Sums())
+    if max(*total, total.tokens) > LARGEST_TOTAL:
+        raise _too_large()
+    before = dict(_first_days.run(tx, workflow=workflow_id))
+    try:
+        records, status = _add_to_totals(tx, workflow_id, len(added), total)
+        for (day, agent, model), sums in _grouped(added).items():
+            values = sums._asdict() | {"agent": agent, "model": model}
+            _add_to_day.run(tx, day=day, **values)
+            _add_to_breakdown.run(tx, workflow=workflow_id, first_day=day, **values)
+    except peewee.IntegrityError:
+        raise _too_large() from None
+    _count_models(tx, before, dict(_first_days.run(tx, workflow=workflow_id)), status)
+    return records
+
+
+def breakdown(db: Any, workflow_id: str) -> list[Row]:
+    """A workflow's sums by agent and model: these two, the four counts, unpriced tokens and nano-dollars."""
+    return _breakdown.run(db, workflow=workflow_id)
+
+
+def count_workflow(tx: Any, created_at: str) -> None:
+    """Count a new workflow on the day of its creation."""
+    _add_workflows.run(tx, day=created_at[:10], workflows=1, finished=0, successful=0, duration_ms=0)
+
+
+def count_ending(tx: Any, workflow_id: str) -> None:
+    """Count the end of a workflow that was just moved to a final status, where its beginning was counted."""
+    _count_ending(tx, workflow_id, 1)
+
+
+def forget(tx: Any, workflow_id: str) -> None:
+    """Take a finished workflow that is about to be deleted, and all of its usage, out of the sums by day."""
+    _count_ending(tx, workflow_id, -1)
+    _, created_at, *_ = _times.run(tx, workflow=workflow_id)[0]
+    _add_workflows.run(tx, day=created_at[:10], workflows=-1, finished=0, successful=0, duration_ms=0)
+    for model, day in _first_days.run(tx, workflow=workflow_id):
+        _add_models.run(tx, day=day, model=model, workflows=-1, finished=0, successful=0)
+    for (day, agent, model), sums in _grouped(_recorded(tx, workflow_id)).items():
+        _take_from_day.run(tx, day=day, agent=agent, model=model, **sums._asdict())
+
+
+def _too_large() -> ValidationError:
+    return ValidationError("A total would grow beyond what 64 bits hold.")
+
+
+def _add_to_totals(tx: Any, workflow_id: str, records: int, total: Sums) -> tuple[int, str]:
+    taken = _add_to_workflow.run(
+        tx,
+        workflow=workflow_id,
+        records=records,
+        tokens=total.tokens,
+        unpriced_tokens=total.unpriced_tokens,
+        cost_nano=total.cost_nano,
+        now=clock.to_text(clock.now()),
+    )
+    if not taken:
+        raise NotFound
+    return taken[0][0], taken[0][1]
+
+
+def _count_models(tx: Any, before: dict[str, str], after: dict[str, str], status: str) -> None:
+    """Count the workflow on the day on which it first used each model; a late record may move that day back."""
+    finished, successful = _ending(status)
+    for model, day in after.items():
+        if before.get(model) == day:
+            continue
+        if model in before:
+            _add_models.run(
+                tx, day=before[model], model=model, workflows=-1, finished=-finished, successful=-successful
+            )
+        _add_models.run(tx, day=day, model=model, workflows=1, finished=finished, successful=successful)
+
+
+def _count_ending(tx: Any, workflow_id: str, sign: int) -> None:
+    status, created_at, started_at, completed_at = _times.run(tx, workflow=workflow_id)[0]
+    finished, successful = (sign * count for count in _ending(status))
+    duration_ms = sign * (clock.milliseconds(started_at, completed_at) if started_at else 0)
+    _add_workflows.run(
+        tx, day=created_at[:10], workflows=0, finished=finished, successful=successful, duration_ms=duration_ms
+    )
+    for model, day in _first_days.run(tx, workflow=workflow_id):
+        _add_models.run(tx, day=day, model=model, workflows=0, finished=finished, successful=successful)
+
+
+def _ending(status: str) -> tuple[int, int]:
+    """How a workflow with this status counts among the finished and the successful."""
+    return int(status not in ACTIVE), int(status == Status.COMPLETED)
+
+
+def _grouped(keyed: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
+    groups: dict[Key, Sums] = {}
+    for key, sums in keyed:
+        groups[key] = groups.get(key, Sums()).plus(sums)
+    return groups
+
+
+def _recorded(tx: Any, workflow_id: str) -> list[tuple[Key, Sums]]:
+    rows = _records.run(tx, workflow=workflow_id)
+    return [((row[0], row[1], row[2]), sums_of(Counts(*row[3:7]), row[7], row[8])) for row in rows]

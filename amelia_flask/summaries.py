@@ -1,0 +1,225 @@
+"""Workflows as they are read: one, a page of them, the active ones."""
+
+import base64
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+import peewee
+from msgspec import Struct
+
+from amelia_flask import clock, events, usage
+from amelia_flask.database import Prepared, Row, param
+from amelia_flask.errors import InvalidCursor, NotFound
+from amelia_flask.fields import JsonObject, Timestamp, object_from_text
+from amelia_flask.models import ACTIVE, OpenStage, Workflow
+from amelia_flask.pricing import to_dollars
+
+RECENT_EVENTS = 50
+
+StatusName = Literal["pending", "in_progress", "blocked", "completed", "failed", "cancelled"]
+
+
+class Summary(Struct, kw_only=True):
+    """A workflow as a list shows it."""
+
+    id: str
+    issue_id: str
+    worktree_path: str
+    worktree_name: str
+    host: str
+    profile: str | None
+    status: StatusName
+    created_at: Timestamp
+    started_at: Timestamp | None
+    completed_at: Timestamp | None
+    failure_reason: str | None
+    current_stage: str | None
+    last_sequence: int
+    total_cost_usd: float
+    total_tokens: int
+    total_duration_ms: int | None
+    unpriced_tokens: int
+
+
+class Detail(Summary, kw_only=True):
+    """A workflow with its state, its usage and its newest events, oldest first."""
+
+    state: JsonObject
+    token_usage: usage.WorkflowUsage | None
+    recent_events: list[events.StoredEvent]
+    plan: None = None
+
+
+class WorkflowPage(Struct):
+    """A page of workflows, newest first. `total` counts all that match; `cursor` continues the list."""
+
+    workflows: list[Summary]
+    total: int
+    cursor: str | None
+    has_more: bool
+
+
+class Filter(NamedTuple):
+    """Which workflows to list."""
+
+    status: str | None = None
+    worktree_path: str | None = None
+    issue_id: str | None = None
+    host: str | None = None
+
+
+_stage = (
+    OpenStage.select(OpenStage.stage)
+    .where(OpenStage.workflow == Workflow.id)
+    .order_by(OpenStage.sequence.desc())
+    .limit(1)
+)
+_SUMMARY = (
+    Workflow.id,
+    Workflow.issue_id,
+    Workflow.worktree_path,
+    Workflow.worktree_name,
+    Workflow.host,
+    Workflow.profile,
+    Workflow.status,
+    Workflow.created_at,
+    Workflow.started_at,
+    Workflow.completed_at,
+    Workflow.failure_reason,
+    _stage,
+    Workflow.last_sequence,
+    Workflow.cost_nano,
+    Workflow.total_tokens,
+    Workflow.unpriced_tokens,
+)
+
+_this = Workflow.id == param("id")
+
+is_active = Workflow.status.in_([peewee.SQL(f"'{status}'") for status in ACTIVE])  # as literals: the index has them
+
+
+_one = Prepared(lambda: Workflow.select(*_SUMMARY, Workflow.state_json, Workflow.version).where(_this))
+
+_count_active = Prepared(lambda: Workflow.select(peewee.fn.COUNT(Workflow.id)).where(is_active))
+
+
+def summary(db: Any, workflow_id: str) -> Summary:
+    """One workflow as lists show it. Raises NotFound."""
+    return _summary(_row(db, workflow_id))
+
+
+def detail(db: Any, workflow_id: str) -> tuple[Detail, str]:
+    """One workflow with all that belongs to it, and its ETag. Raises NotFound."""
+    row = _row(db, workflow_id)
+    state_json, version = row[-2:]
+    return Detail(
+        **msgspec.structs.asdict(_summary(row)),
+        state=object_from_text(state_json),
+        token_usage=usage.of_workflow(db, workflow_id),
+        recent_events=events.recent(db, workflow_id, RECENT_EVENTS),
+    ), etag(version)
+
+
+def etag(version: int) -> str:
+    """The entity tag of a workflow: it changes with every move and patch, not with appended events."""
+    return f'"{version}"'
+
+
+def page(db: Any, wanted: Filter, limit: int, cursor: str | None = None) -> WorkflowPage:
+    """Workflows by (created_at, id), newest first. Raises InvalidCursor."""
+    filters = tuple(name for name, value in wanted._asdict().items() if value is not None)
+    values = wanted._asdict()
+    if cursor is not None:
+        values["created_at"], values["id"] = _from_cursor(cursor)
+    rows = _page_query(filters, cursor is not None).run(db, limit=limit + 1, **values)
+    total = _count_query(filters).run(db, **wanted._asdict())[0][0]
+    found = [_summary(row) for row in rows[:limit]]
+    has_more = len(rows) > limit
+    return WorkflowPage(found, total, _to_cursor(found[-1]) if has_more else None, has_more)
+
+
+def active(db: Any, worktree_path: str | None = None) -> WorkflowPage:
+    """All workflows that hold a worktree, newest first."""
+    rows = _active_query(worktree_path is not None).run(db, worktree_path=worktree_path)
+    return WorkflowPage([_summary(row) for row in rows], len(rows), None, False)
+
+
+def count_active(db: Any) -> int:
+    """How many workflows hold a worktree."""
+    count: int = _count_active.run(db)[0][0]
+    return count
+
+
+def _row(db: Any, workflow_id: str) -> Row:
+    rows = _one.run(db, id=workflow_id)
+    if not rows:
+        raise NotFound
+    return rows[0]
+
+
+def _summary(row: Row) -> Summary:
+    started_at, completed_at = row[8], row[9]
+    return Summary(
+        id=row[0],
+        issue_id=row[1],
+        worktree_path=row[2],
+        worktree_name=row[3],
+        host=row[4],
+        profile=row[5],
+        status=row[6],
+        created_at=row[7],
+        started_at=started_at,
+        completed_at=completed_at,
+        failure_reason=row[10],
+        current_stage=row[11],
+        last_sequence=row[12],
+        total_cost_usd=to_dollars(row[13]),
+        total_tokens=row[14],
+        total_duration_ms=clock.milliseconds(started_at, completed_at) if started_at else None,
+        unpriced_tokens=row[15],
+    )
+
+
+def _to_cursor(last: Summary) -> str:
+    return base64.urlsafe_b64encode(f"{last.created_at} {last.id}".encode()).decode().rstrip("=")
+
+
+def _from_cursor(cursor: str) -> tuple[str, str]:
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        created_at, workflow_id = base64.b64decode(padded, b"-_", validate=True).decode().split(" ")
+        clock.from_text(created_at)
+        return created_at, str(UUID(workflow_id))
+    except ValueError:
+        raise InvalidCursor from None
+
+
+_NEWEST_FIRST = (Workflow.created_at.desc(), Workflow.id.desc())
+
+
+def _clauses(filters: tuple[str, ...]) -> list[Any]:
+    return [getattr(Workflow, name) == param(name) for name in filters]
+
+
+@lru_cache
+def _page_query(filters: tuple[str, ...], continued: bool) -> Prepared:
+    clauses = _clauses(filters)
+    if continued:
+        here = peewee.EnclosedNodeList([Workflow.created_at, Workflow.id])
+        clauses.append(here < peewee.EnclosedNodeList([param("created_at"), param("id")]))
+    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(param("limit"))
+    return Prepared(lambda: query.where(*clauses) if clauses else query)
+
+
+@lru_cache
+def _count_query(filters: tuple[str, ...]) -> Prepared:
+    query = Workflow.select(peewee.fn.COUNT(Workflow.id))
+    return Prepared(lambda: query.where(*_clauses(filters)) if filters else query)
+
+
+@lru_cache
+def _active_query(by_worktree: bool) -> Prepared:
+    query = Workflow.select(*_SUMMARY).where(is_active).order_by(*_NEWEST_FIRST)
+    return Prepared(lambda: query.where(Workflow.worktree_path == param("worktree_path")) if by_worktree else query)
