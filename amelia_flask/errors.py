@@ -109,6 +109,13 @@ class PayloadTooLarge(AmeliaError):
     code = "PAYLOAD_TOO_LARGE"
 
 
+class UriTooLong(AmeliaError):
+    """The request's address is longer than this service reads."""
+
+    status = 414
+    code = "URI_TOO_LONG"
+
+
 class UnsupportedMediaType(AmeliaError):
     """The body must be sent as application/json, or application/x-ndjson where lines are taken."""
 
@@ -135,6 +142,13 @@ class InvalidState(AmeliaError):
 
     status = 422
     code = "INVALID_STATE"
+
+
+class HeadersTooLarge(AmeliaError):
+    """The request's headers are larger than this service reads."""
+
+    status = 431
+    code = "HEADERS_TOO_LARGE"
 
 
 class ConcurrencyLimit(AmeliaError):

@@ -10,17 +10,22 @@ from amelia_flask.writer import Writer
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+# Beside the threads that answer requests a few others read: a shell, a probe, a follower.
+SPARE_READERS = 4
+
 
 class Ledger:
     """Runs domain functions, whose first argument is the database that they are given here.
 
-    Making one opens nothing: the first read and the first write of each process do.
+    Making one opens nothing: the first read and the first write of each process do. `stopping` is set when the
+    process has been told to end: what waits should wait no longer.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.readers: SqliteExtDatabase = open_readers(settings.database_path, settings.threads + 4)
+        self.readers: SqliteExtDatabase = open_readers(settings.database_path, settings.threads + SPARE_READERS)
         self.writer = Writer(settings.database_path)
+        self.stopping = False
 
     def read(self, function: Callable[Concatenate[Any, P], Result], *args: P.args, **kwargs: P.kwargs) -> Result:
         """Call `function` with a connection for one short read. Raises DatabaseUnavailable."""
@@ -33,5 +38,6 @@ class Ledger:
 
     def close(self) -> None:
         """Finish what is being written and let go of every connection."""
+        self.stopping = True
         self.writer.stop()
         self.readers.close_all()

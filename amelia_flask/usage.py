@@ -20,7 +20,7 @@ LARGEST_COUNT = 10**15
 LARGEST_COST = 1_000_000
 
 Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
-Cost = Annotated[Decimal, Meta(extra_json_schema={"type": "number", "minimum": 0, "maximum": LARGEST_COST})]
+Cost = Annotated[float, Meta(ge=0, le=LARGEST_COST)]
 CostSource = Literal["reported", "computed", "unpriced"]
 
 
@@ -44,8 +44,6 @@ class NewUsage(Struct, forbid_unknown_fields=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_moment("timestamp", self.timestamp)
-        if self.cost_usd is not None and not (self.cost_usd.is_finite() and 0 <= self.cost_usd <= LARGEST_COST):
-            raise ValueError(f"`cost_usd`: Expected a number from 0 to {LARGEST_COST}")
 
 
 class Recorded(Struct):
@@ -256,7 +254,7 @@ def _priced(record: NewUsage, now: datetime) -> Priced:
         record.agent,
         record.model,
         *counts,
-        cost if record.cost_usd is None else to_nano(record.cost_usd),
+        cost if record.cost_usd is None else to_nano(Decimal(repr(record.cost_usd))),
         computed.savings_nano if computed else None,
         "reported" if record.cost_usd is not None else "unpriced" if computed is None else "computed",
         clock.to_text(moment),

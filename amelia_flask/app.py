@@ -1,0 +1,56 @@
+"""The application: wiring only."""
+
+from typing import Any
+
+from flask import Flask
+
+from amelia_flask import events, models, moves, report, rollups, schema, summaries, usage, workflows
+from amelia_flask.health import Vitals
+from amelia_flask.ledger import Ledger
+from amelia_flask.settings import Settings, from_environment
+from amelia_flask.web import access, docs, errors
+from amelia_flask.web import events as events_web
+from amelia_flask.web import health as health_web
+from amelia_flask.web import usage as usage_web
+from amelia_flask.web import workflows as workflows_web
+from amelia_flask.web.gate import Gate
+
+RESOURCES = (
+    health_web.resource,
+    workflows_web.resource,
+    events_web.resource,
+    usage_web.resource,
+    docs.resource,
+)
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The application with these settings, by default those of the environment.
+
+    It opens nothing until it is used, so it may be made before a fork. The database must have been set up
+    (`schema.set_up`). Raises SettingsError.
+    """
+    settings = settings or from_environment()
+    app = Flask("amelia_flask", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.url_map.merge_slashes = False  # a redirect would lose the body of a POST
+    app.extensions["ledger"] = Ledger(settings)
+    app.extensions["vitals"] = Vitals()
+    errors.register(app)
+    access.register(app)
+    app.before_request(Gate(settings).check)
+    for resource in RESOURCES:
+        app.register_blueprint(resource)
+    app.shell_context_processor(lambda: _shell_names(app.extensions["ledger"]))
+    return app
+
+
+def _shell_names(ledger: Ledger) -> dict[str, Any]:
+    """What `flask shell` has at hand: the models on a connection that can only read, and the domain."""
+    schema.set_up(ledger.settings.database_path)
+    models.database.initialize(ledger.readers)
+    ledger.readers.connect(reuse_if_open=True)
+    domain = (workflows, summaries, moves, events, usage, rollups, report)
+    names: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in domain}
+    names |= {model.__name__: model for model in models.TABLES}
+    return names | {"database": ledger.readers, "ledger": ledger, "models": models}

@@ -1,0 +1,284 @@
+"""The usage report over days, read from the sums by day: no record is touched."""
+
+import re
+from collections import defaultdict
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+from amelia_flask import clock
+from amelia_flask.database import Prepared, param
+from amelia_flask.errors import InvalidPeriod
+from amelia_flask.models import ACTIVE, ModelsByDay, UsageByDay, Workflow, WorkflowsByDay
+from amelia_flask.pricing import to_dollars
+from amelia_flask.rollups import Sums
+
+PRESETS = {"7d": 7, "30d": 30, "90d": 90}
+LONGEST_DAYS = 3660
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+
+
+class Period(NamedTuple):
+    """Days from `start` to `end`, both included; without a start, from the first day with data."""
+
+    start: date | None
+    end: date
+
+
+class UsageSummary(Struct, kw_only=True):
+    """The whole period; rates and the previous period are null where there is nothing to compare."""
+
+    total_cost_usd: float
+    total_workflows: int
+    total_tokens: int
+    total_duration_ms: int
+    cache_hit_rate: float | None
+    cache_savings_usd: float
+    previous_period_cost_usd: float | None
+    successful_workflows: int
+    success_rate: float | None
+    unpriced_tokens: int
+
+
+class DayUsage(Struct):
+    """One day in UTC: workflows created, cost in all and by model."""
+
+    date: str
+    cost_usd: float
+    workflows: int
+    by_model: dict[str, float]
+
+
+class ModelDay(Struct):
+    """One day of a model."""
+
+    date: str
+    cost_usd: float
+    tokens: int
+
+
+class ModelUsage(Struct, kw_only=True):
+    """One model; `workflows` counts those that first used it in the period, `trend` has the days of use."""
+
+    model: str
+    workflows: int
+    tokens: int
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_creation_tokens: int
+    cost_usd: float
+    trend: list[ModelDay]
+    successful_workflows: int
+    success_rate: float | None
+    unpriced_tokens: int
+
+
+class AgentUsage(Struct):
+    """One agent."""
+
+    agent: str
+    tokens: int
+    cost_usd: float
+
+
+class UsageReport(Struct):
+    """Cost and tokens over days, by model and by agent, the most expensive first."""
+
+    summary: UsageSummary
+    trend: list[DayUsage]
+    by_model: list[ModelUsage]
+    by_agent: list[AgentUsage]
+
+
+class _Counted(NamedTuple):
+    workflows: int = 0
+    finished: int = 0
+    successful: int = 0
+
+    @property
+    def success_rate(self) -> float | None:
+        return self.successful / self.finished if self.finished else None
+
+
+def _between(day: Any) -> Any:
+    return (day >= param("start")) & (day <= param("end"))
+
+
+_usage = Prepared(
+    lambda: UsageByDay.select(
+        UsageByDay.day, UsageByDay.agent, UsageByDay.model, *(getattr(UsageByDay, name) for name in Sums._fields)
+    ).where(_between(UsageByDay.day))
+)
+_workflows = Prepared(
+    lambda: WorkflowsByDay.select(
+        WorkflowsByDay.day,
+        WorkflowsByDay.workflows,
+        WorkflowsByDay.finished,
+        WorkflowsByDay.successful,
+        WorkflowsByDay.duration_ms,
+    ).where(_between(WorkflowsByDay.day))
+)
+_models = Prepared(
+    lambda: ModelsByDay.select(
+        ModelsByDay.model, ModelsByDay.workflows, ModelsByDay.finished, ModelsByDay.successful
+    ).where(_between(ModelsByDay.day))
+)
+_running = Prepared(
+    lambda: Workflow.select(Workflow.started_at).where(
+        Workflow.status.in_([str(status) for status in ACTIVE])
+        & Workflow.started_at.is_null(False)
+        & (Workflow.created_at >= param("start"))
+        & (Workflow.created_at < param("after"))
+    )
+)
+
+
+def period(preset: str | None, start: str | None, end: str | None, now: datetime | None = None) -> Period:
+    """The period that the parameters name, 30 days with today by default. Raises InvalidPeriod."""
+    today = (now or clock.now()).date()
+    if start is None and end is None:
+        if preset == "all":
+            return Period(None, today)
+        days = PRESETS.get("30d" if preset is None else preset)
+        if days is None:
+            raise InvalidPeriod
+        return Period(today - timedelta(days=days - 1), today)
+    if preset is not None or start is None or end is None:
+        raise InvalidPeriod
+    first, last = _day(start), _day(end)
+    if first > last or (last - first).days >= LONGEST_DAYS:
+        raise InvalidPeriod
+    return Period(first, last)
+
+
+def report(db: Any, wanted: Period, now: datetime | None = None) -> UsageReport:
+    """What was used in the period."""
+    moment = now or clock.now()
+    values = {"start": wanted.start.isoformat() if wanted.start else "", "end": wanted.end.isoformat()}
+    used = [((row[0], row[1], row[2]), Sums(*row[3:])) for row in _usage.run(db, **values) if any(row[3:])]
+    created = {row[0]: row[1:] for row in _workflows.run(db, **values) if any(row[1:])}
+    days = _days(wanted, [key[0] for key, _ in used] + list(created))
+    return UsageReport(
+        _summary(db, wanted, used, created, moment),
+        _trend(days, used, created),
+        _by_model(used, _models.run(db, **values)),
+        _by_agent(used),
+    )
+
+
+Used = list[tuple[tuple[str, str, str], Sums]]
+
+
+def _day(text: str) -> date:
+    if not _DAY.fullmatch(text):
+        raise InvalidPeriod
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise InvalidPeriod from None
+
+
+def _days(wanted: Period, found: list[str]) -> list[str]:
+    """Every day of the period; of all time the days from the first with data, the newest LONGEST_DAYS at most."""
+    first = wanted.start or (date.fromisoformat(min(found)) if found else wanted.end)
+    count = min((wanted.end - first).days + 1, LONGEST_DAYS)
+    return [(wanted.end - timedelta(days=back)).isoformat() for back in range(count - 1, -1, -1)]
+
+
+def _summary(db: Any, wanted: Period, used: Used, created: dict[str, Any], now: datetime) -> UsageSummary:
+    total = _total(sums for _, sums in used)
+    counts = _Counted(*(sum(row[n] for row in created.values()) for n in range(3)))
+    input_side = total.input_tokens + total.cache_read_tokens + total.cache_creation_tokens
+    return UsageSummary(
+        total_cost_usd=to_dollars(total.cost_nano),
+        total_workflows=counts.workflows,
+        total_tokens=total.tokens,
+        total_duration_ms=sum(row[3] for row in created.values()) + _running_ms(db, wanted, now),
+        cache_hit_rate=total.cache_read_tokens / input_side if input_side else None,
+        cache_savings_usd=to_dollars(total.savings_nano),
+        previous_period_cost_usd=_previous_cost(db, wanted),
+        successful_workflows=counts.successful,
+        success_rate=counts.success_rate,
+        unpriced_tokens=total.unpriced_tokens,
+    )
+
+
+def _total(many: Any) -> Sums:
+    total = Sums()
+    for sums in many:
+        total = total.plus(sums)
+    return total
+
+
+def _running_ms(db: Any, wanted: Period, now: datetime) -> int:
+    """How long the active workflows that were created in the period have run."""
+    start = wanted.start.isoformat() if wanted.start else ""
+    after = f"{wanted.end.isoformat()}U"  # sorts behind every time of that day, whose day is followed by "T"
+    rows = _running.run(db, start=start, after=after)
+    return sum(clock.milliseconds(started_at, clock.to_text(now)) for (started_at,) in rows)
+
+
+def _previous_cost(db: Any, wanted: Period) -> float | None:
+    if wanted.start is None:
+        return None
+    end = wanted.start - timedelta(days=1)
+    start = end - (wanted.end - wanted.start)
+    rows = _usage.run(db, start=start.isoformat(), end=end.isoformat())
+    return to_dollars(sum(Sums(*row[3:]).cost_nano for row in rows))
+
+
+def _trend(days: list[str], used: Used, created: dict[str, Any]) -> list[DayUsage]:
+    costs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for (day, _, model), sums in used:
+        costs[day][model] += sums.cost_nano
+    return [
+        DayUsage(
+            day,
+            to_dollars(sum(costs[day].values())),
+            created[day][0] if day in created else 0,
+            {model: to_dollars(nano) for model, nano in sorted(costs[day].items())},
+        )
+        for day in days
+    ]
+
+
+def _by_model(used: Used, counted: list[Any]) -> list[ModelUsage]:
+    by_day: dict[str, dict[str, Sums]] = defaultdict(dict)
+    for (day, _, model), sums in used:
+        by_day[model][day] = by_day[model].get(day, Sums()).plus(sums)
+    counts: dict[str, _Counted] = {}
+    for model, *numbers in counted:
+        if any(numbers):
+            before = counts.get(model, _Counted())
+            counts[model] = _Counted(*(one + two for one, two in zip(before, numbers, strict=True)))
+    models = [_model(name, by_day[name], counts.get(name, _Counted())) for name in sorted({*by_day, *counts})]
+    return sorted(models, key=lambda one: -one.cost_usd)
+
+
+def _model(name: str, by_day: dict[str, Sums], counts: _Counted) -> ModelUsage:
+    total = _total(by_day.values())
+    return ModelUsage(
+        model=name,
+        workflows=counts.workflows,
+        tokens=total.tokens,
+        input_tokens=total.input_tokens,
+        output_tokens=total.output_tokens,
+        cache_read_tokens=total.cache_read_tokens,
+        cache_creation_tokens=total.cache_creation_tokens,
+        cost_usd=to_dollars(total.cost_nano),
+        trend=[ModelDay(day, to_dollars(sums.cost_nano), sums.tokens) for day, sums in sorted(by_day.items())],
+        successful_workflows=counts.successful,
+        success_rate=counts.success_rate,
+        unpriced_tokens=total.unpriced_tokens,
+    )
+
+
+def _by_agent(used: Used) -> list[AgentUsage]:
+    totals: dict[str, Sums] = {}
+    for (_, agent, _), sums in used:
+        totals[agent] = totals.get(agent, Sums()).plus(sums)
+    agents = [AgentUsage(name, sums.tokens, to_dollars(sums.cost_nano)) for name, sums in sorted(totals.items())]
+    return sorted(agents, key=lambda one: -one.cost_usd)

@@ -1,0 +1,147 @@
+"""Request bodies: read whole within the limit, checked for their media type, decoded once."""
+
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from flask import request
+from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize, NoMoreData
+from msgspec import UNSET, UnsetType
+from werkzeug.exceptions import ClientDisconnected
+
+from amelia_flask import strictjson
+from amelia_flask.errors import (
+    BadRequest,
+    MalformedJson,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationError,
+    invalid,
+)
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+CHUNK = 65_536
+
+T = TypeVar("T")
+
+
+class Body(Generic[T]):
+    """A JSON body of one type. Where `optional`, no body stands for an empty object."""
+
+    media_types: tuple[str, ...] = (JSON,)
+
+    def __init__(self, one: type[T], *, optional: bool = False) -> None:
+        self.one = one
+        self.optional = optional
+        self._decoder = msgspec.json.Decoder(one)
+
+    def receive(self) -> Any:
+        """The request's body as its type. Raises what `strictjson.decode` and `read` raise."""
+        media_type = check_media_type(self.media_types)
+        raw = read()
+        if not raw.strip() and not self.optional:
+            raise MalformedJson("The body is empty; this call needs one.")
+        return self._decode(raw if raw.strip() else b"{}", media_type)
+
+    def _decode(self, raw: bytes, _media_type: str) -> Any:
+        return strictjson.decode(raw, self._decoder)
+
+
+class Records(Body[T]):
+    """One record, `{member: [records]}`, or NDJSON: a list of records whichever way it came."""
+
+    media_types = (JSON, NDJSON)
+
+    def __init__(self, one: type[T], batch: type[Any], member: str, max_lines: int) -> None:
+        super().__init__(one)
+        self.batch = batch
+        self.max_lines = max_lines
+        self._member = member
+        self._batch_decoder = msgspec.json.Decoder(batch)
+        self._probe = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+    def _decode(self, raw: bytes, media_type: str) -> list[T]:
+        if media_type == NDJSON:
+            return strictjson.decode_lines(raw, self._decoder, self.max_lines)
+        if self._is_batch(raw):
+            records: list[T] = getattr(strictjson.decode(raw, self._batch_decoder), self._member)
+            return records
+        return [strictjson.decode(raw, self._decoder)]
+
+    def _is_batch(self, raw: bytes) -> bool:
+        if f'"{self._member}"'.encode() not in raw:
+            return False
+        try:
+            return self._member in self._probe.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False  # the decoder of one record will say what is wrong
+
+
+def check_media_type(accepted: tuple[str, ...]) -> str:
+    """The body's media type, the first accepted one where there is neither type nor body.
+
+    A page of another origin can send text/plain and forms without asking; so they are refused even where no
+    body is needed. Raises UnsupportedMediaType.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("The body must be sent without a Content-Encoding.")
+    if "Content-Type" not in request.headers:
+        if _has_body():
+            raise UnsupportedMediaType
+        return accepted[0]
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype not in accepted or charset not in {"utf-8", "utf8"}:
+        raise UnsupportedMediaType(f"The body must be sent as {' or '.join(accepted)} in UTF-8.")
+    return request.mimetype
+
+
+def read() -> bytes:
+    """The whole body. Raises PayloadTooLarge, and BadRequest for one that is cut off or badly chunked.
+
+    Read in a loop: for a chunked body over the limit a single read would give its beginning without a word.
+    """
+    limit = request.max_content_length or 0
+    if request.content_length is not None and request.content_length > limit:
+        raise _too_large(limit)
+    chunks, size = [], 0
+    try:
+        while chunk := request.stream.read(CHUNK):
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            chunks.append(chunk)
+    except (InvalidChunkSize, InvalidChunkExtension, ChunkMissingTerminator, NoMoreData, ClientDisconnected, OSError):
+        raise BadRequest("The body ended early or its chunks are malformed.") from None
+    return b"".join(chunks)
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit} bytes.", limit=limit)
+
+
+def _has_body() -> bool:
+    return bool(request.content_length) or "Transfer-Encoding" in request.headers
+
+
+def decode_query(query: type[T]) -> T:
+    """The query string as a struct. Raises a ValidationError that names the parameter."""
+    given: dict[str, str] = {}
+    for name, values in request.args.lists():
+        if len(values) > 1:
+            raise _bad_parameter(name, "Expected this parameter once", values)
+        if not strictjson.storable(name + values[0]):
+            raise _bad_parameter(name, "Expected no NUL", None)
+        given[name] = values[0]
+    try:
+        return msgspec.convert(given, query, strict=False)
+    except msgspec.ValidationError as error:
+        raise strictjson.explain(error, given, ["query"]) from None
+
+
+def given(value: T | UnsetType) -> T | None:
+    """A parameter of a query, None where it was not given."""
+    return None if value is UNSET else value
+
+
+def _bad_parameter(name: str, message: str, given: Any) -> ValidationError:
+    return invalid(["query", name[:100]], message, given)

@@ -1,0 +1,86 @@
+"""The gate that every request passes first: host, origin, token.
+
+A web page of a stranger can reach a service on this machine, by a form, a fetch, or a host name of its own that
+it points at 127.0.0.1 (DNS rebinding). The gate refuses these whatever the path, before anything is read.
+"""
+
+import hmac
+import ipaddress
+import re
+import socket
+
+from flask import request
+
+from amelia_flask.errors import Forbidden, MisdirectedRequest, Unauthorized
+from amelia_flask.settings import Settings
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+OPEN_PATHS = frozenset({"/api/health/live", "/api/health/ready"})
+
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.ASCII)
+_LONGEST_HOST = 300
+
+
+class Gate:
+    """Checks the current request against the settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._token = settings.api_token
+        self._is_open_to_network = not settings.is_loopback
+        names = LOOPBACK | {name for name in settings.allowed_hosts if not name.startswith(".")}
+        self._names = names | ({socket.gethostname().lower()} if self._is_open_to_network else set())
+        self._suffixes = tuple(name for name in settings.allowed_hosts if name.startswith("."))
+
+    def check(self) -> None:
+        """Raises MisdirectedRequest, Forbidden or Unauthorized for a request that may not enter."""
+        self._check_host()
+        self._check_origin()
+        self._check_token()
+
+    def _check_host(self) -> None:
+        host = request.environ.get("HTTP_HOST")
+        # HTTP/1.0 knows no Host: probes still speak it, browsers never do.
+        if host is None and request.environ.get("SERVER_PROTOCOL") == "HTTP/1.0":
+            return
+        if not self._is_ours(host or ""):
+            raise MisdirectedRequest
+
+    def _check_origin(self) -> None:
+        origin = request.headers.get("Origin")
+        if origin is not None:
+            scheme, _, host = origin.partition("://")
+            if scheme.lower() not in {"http", "https"} or not self._is_ours(host):
+                raise Forbidden("Requests from pages of other origins are refused.")
+        if request.headers.get("Sec-Fetch-Site", "").lower() == "cross-site" and not self._is_link():
+            raise Forbidden("Requests from pages of other sites are refused.")
+
+    def _is_link(self) -> bool:
+        """Whether somebody followed a link here: the page that holds it learns nothing of the answer."""
+        mode = request.headers.get("Sec-Fetch-Mode", "").lower()
+        destination = request.headers.get("Sec-Fetch-Dest", "").lower()
+        return request.method in {"GET", "HEAD"} and mode == "navigate" and destination == "document"
+
+    def _check_token(self) -> None:
+        if self._token is None or request.path in OPEN_PATHS:
+            return
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode(), self._token.encode())
+        if scheme.lower() != "bearer" or not right:
+            raise Unauthorized
+
+    def _is_ours(self, host: str) -> bool:
+        match = _HOST.fullmatch(host.lower()) if len(host) <= _LONGEST_HOST else None
+        if match is None:
+            return False
+        name = match[1].rstrip(".")
+        if name in self._names or (self._suffixes and name.endswith(self._suffixes)):
+            return True
+        return self._is_open_to_network and _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,103 @@
+"""The command line, as a shell runs it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amelia_flask import __version__
+from tests.load import query
+from tests.serving import Server
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
+    """`amelia-flask` with these arguments and AMELIA_* settings."""
+    command = [sys.executable, "-m", "amelia_flask", *arguments]
+    return subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, timeout=60, check=False, input=stdin
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["serve", "--help"], ["init-db", "--help"]])
+def test_every_command_explains_itself(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert "Usage: amelia-flask" in done.stdout + done.stderr
+
+
+def test_the_version_is_said() -> None:
+    assert __version__ in run("--version").stdout
+
+
+def test_init_db_makes_the_database_and_then_finds_it_up_to_date(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "amelia.db"
+    first = run("init-db", AMELIA_DATABASE_PATH=str(path))
+    again = run("init-db", AMELIA_DATABASE_PATH=str(path))
+    assert (first.returncode, again.returncode) == (0, 0)
+    assert str(path) in first.stdout
+    assert "up to date" in again.stdout
+    assert query(path, "SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"AMELIA_PORT": "x"}, "AMELIA_PORT is malformed"),
+        ({"AMELIA_PROT": "1"}, "AMELIA_PROT is not a setting"),
+        ({"AMELIA_HOST": "0.0.0.0"}, "set AMELIA_API_TOKEN too"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "init-db"])
+def test_a_bad_setting_is_one_sentence_on_standard_error(
+    command: str, settings: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    done = run(command, **{"AMELIA_DATABASE_PATH": str(tmp_path / "a.db")} | settings)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "a.db").exists()
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    path.write_text(
+        "This is a shopping list, and quite a long one, longer than the header of a database file is.\n" * 9
+    )
+    done = run("serve", AMELIA_DATABASE_PATH=str(path))
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert path.read_text().startswith("This is a shopping list")
+
+
+def test_serve_says_where_the_database_is_and_what_to_open(tmp_path: Path) -> None:
+    server = Server(tmp_path / "amelia.db").start()
+    assert server.stop() == 0
+    said = server.log.read_text()
+    assert str(server.database) in said
+    assert f"{server.url}/api/health" in said
+    assert f"{server.url}/api/docs" in said
+
+
+def test_the_shell_has_models_database_and_domain_at_hand(tmp_path: Path) -> None:
+    lines = [
+        "from amelia_flask.workflows import NewWorkflow",
+        "made, _ = ledger.write(workflows.create, NewWorkflow(issue_id='S-1', worktree_path='/s'))",
+        "print('found', [w.issue_id for w in Workflow.select()], Event.select().count(), database.path.name)",
+        "print('domain', summaries.active(database).total, moves.MOVES.keys() >= {'start'}, usage.page, events.page)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "--app", "amelia_flask", "shell"],
+        env=os.environ | {"AMELIA_DATABASE_PATH": str(tmp_path / "amelia.db")},
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "found ['S-1'] 1 amelia.db" in done.stdout
+    assert "domain 1 True" in done.stdout
