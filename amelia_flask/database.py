@@ -31,17 +31,24 @@ PRAGMAS: tuple[tuple[str, str | int, str | int], ...] = (
 READER_PRAGMAS = (*PRAGMAS, ("cache_size", -2000, -2000), ("query_only", 1, 1))
 WRITER_PRAGMAS = (*PRAGMAS, ("cache_size", -16000, -16000), ("wal_autocheckpoint", 8000, 8000))
 
+File = tuple[int, int]  # device and inode
 Row = Any  # a tuple in the order of the query's columns
 
 # What a database that is locked, full, away or broken may raise; a change or a read that is at fault raises others.
 FAULTS = (peewee.PeeweeException, engine.Error, OSError)
 
 
+class _Connection(engine.Connection):
+    """A connection that remembers which file it opened."""
+
+    file: "File | None" = None
+
+
 class SqliteExtDatabase(PooledSqliteDatabase):
     """Pooled SQLite in WAL mode whose connections are refused unless every pragma took.
 
     It opens an existing file only: a file that vanished under a running service is an error, never a new and
-    empty record.
+    empty record. A connection to a file that was moved away is not lent again: what it wrote would be lost.
     """
 
     def __init__(self, path: Path, pragmas: tuple[tuple[str, str | int, str | int], ...], connections: int) -> None:
@@ -55,6 +62,7 @@ class SqliteExtDatabase(PooledSqliteDatabase):
             lock_type="IMMEDIATE",
             check_same_thread=False,
             autoconnect=False,
+            factory=_Connection,
             field_types={"UTC_TIMESTAMP": "TEXT"},
         )
 
@@ -65,6 +73,25 @@ class SqliteExtDatabase(PooledSqliteDatabase):
             found = conn.execute(f"PRAGMA {name}").fetchone()[0]
             if found != expected:
                 raise SchemaError(f"The database does not take {name}={value} (it stays {found}).")
+        conn.file = self._file()
+
+    def has_moved(self) -> bool:
+        """Whether the path leads to another file than the one that this thread's connection opened, or to none."""
+        found: File | None = self.connection().file
+        return found != self._file()
+
+    def _is_closed(self, conn: Any) -> bool:
+        if not super()._is_closed(conn) and conn.file == self._file():
+            return False
+        conn.close()
+        return True
+
+    def _file(self) -> File | None:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
 
 def open_readers(path: Path, connections: int) -> SqliteExtDatabase:

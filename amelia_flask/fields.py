@@ -12,7 +12,7 @@ MAX_OBJECT_BYTES = 262_144
 
 # A check of a whole struct names the member at fault first, in backquotes: `strictjson.explain` reads it.
 
-# "$(?!\n)" where "$" alone would let a trailing line feed pass.
+# "$(?!\n)" where "$" alone would let a trailing line feed pass; messages leave it out.
 Id = Annotated[
     str, Meta(min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$(?!\n)", description="1-128 visible characters.")
 ]

@@ -105,6 +105,9 @@ def _kind(message: str, loc: Loc) -> tuple[str, Loc, str]:
     unknown = re.fullmatch(r"Object contains unknown field `(.+)`", message, re.DOTALL)
     if unknown:
         return "extra_forbidden", [*loc, unknown[1][:100]], "There is no such member here"
+    pattern = re.fullmatch(r"Expected `str` matching regex '(.+)\(\?!\\\\n\)'", message)
+    if pattern:
+        return "value_error", loc, f"Expected text that matches {pattern[1]}".replace("\\\\", "\\")
     return ("type_error" if ", got `" in message else "value_error"), loc, message
 
 

@@ -160,8 +160,7 @@ class Writer:
                 item.future.set_exception(failure)
 
     def _transact(self, group: list[_Item]) -> list[tuple[_Item, Any, BaseException | None]]:
-        if self._db.is_closed():
-            self._db.connect()
+        self._connect()
         self._db.execute_sql("BEGIN IMMEDIATE")
         outcomes = [(item, *self._savepoint(item.change)) for item in group]
         self._db.execute_sql("COMMIT")
@@ -170,6 +169,12 @@ class Writer:
             self.failure = None
             self._committed.notify_all()
         return outcomes
+
+    def _connect(self) -> None:
+        if not self._db.is_closed() and self._db.has_moved():
+            self._db.manual_close()
+        if self._db.is_closed():
+            self._db.connect()
 
     def _savepoint(self, change: Change[Any]) -> tuple[Any, BaseException | None]:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""

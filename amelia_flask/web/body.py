@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Body(Generic[T]):
-    """A JSON body of one type. Where `optional`, no body stands for an empty object."""
+    """A JSON body of one type. No body stands for an empty object; one that is announced is needed unless `optional`."""
 
     media_types: tuple[str, ...] = (JSON,)
 
@@ -39,7 +39,7 @@ class Body(Generic[T]):
         """The request's body as its type. Raises what `strictjson.decode` and `read` raise."""
         media_type = check_media_type(self.media_types)
         raw = read()
-        if not raw.strip() and not self.optional:
+        if not raw.strip() and not self.optional and "Content-Type" in request.headers:
             raise MalformedJson("The body is empty; this call needs one.")
         return self._decode(raw if raw.strip() else b"{}", media_type)
 
