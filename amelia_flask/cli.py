@@ -2,13 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
 
 from amelia_flask import __version__, schema
 from amelia_flask.errors import AmeliaError
+from amelia_flask.intake.transcripts import Format, files_of, take_in
+from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings, from_environment
 
 
@@ -21,6 +25,8 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except AmeliaError as error:
             raise click.ClickException(error.message) from None
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'A file'} cannot be read: {error.strerror}.") from None
 
     return run
 
@@ -49,6 +55,43 @@ def init_db() -> None:
     applied = schema.set_up(settings.database_path)
     done = f"applied {', '.join(applied)}" if applied else "is up to date"
     click.echo(f"{settings.database_path}: {done}")
+
+
+@main.group("import")
+def import_() -> None:
+    """Take in what agents left on disk. Taking the same in again changes nothing."""
+
+
+@import_.command("claude-code")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH…")
+@reports_errors
+def import_claude_code(paths: tuple[Path, ...]) -> None:
+    """Take in Claude Code transcripts: files, or folders with *.jsonl below them.
+
+    Each session in each worktree becomes a workflow with its events, token usage and cost. Lines that cannot be
+    read are left out, counted and named.
+    """
+    from amelia_flask.intake import claude_code
+
+    _import_transcripts(Format(claude_code.SOURCE, claude_code.parse), files_of(paths, ".jsonl"))
+
+
+def _import_transcripts(form: Format, files: list[Path]) -> None:
+    settings = from_environment()
+    schema.set_up(settings.database_path)
+    # Every file is read twice.
+    length = 2 * sum(file.stat().st_size for file in files)
+    with (
+        closing(Ledger(settings)) as ledger,
+        click.progressbar(length=length, label=f"Reading {len(files)} files", file=sys.stderr) as bar,
+    ):
+        taken = take_in(ledger, form, files, bar.update)
+    for line in taken.malformed:
+        click.echo(line, err=True)
+    click.echo(f"{taken.lines} lines, {len(taken.malformed)} malformed, {taken.skipped} of other kinds")
+    click.echo(f"{len(taken.workflows)} workflows")
+    click.echo(f"{taken.events} events new, {taken.known_events} known")
+    click.echo(f"{taken.records} usage records new, {taken.grown_records} grown")
 
 
 def _announce(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The moves of a workflow from status to status, each one transaction with the event that tells of it."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -125,6 +126,23 @@ def carry_out(tx: Any, workflow_id: str, name: str, said: Start, moment: datetim
         _change_status(tx, workflow_id, name, said, now)
         event = events.append_own(tx, workflow_id, move.event_type, message, data, said.event_id, now)
     return Moved(move.answer, workflow_id, summaries.summary(tx, workflow_id), event)  # type: ignore[arg-type]
+
+
+def create_completed(
+    tx: Any, new: workflows.NewWorkflow, started: datetime, completed: datetime, fill: Callable[[str], None]
+) -> str:
+    """Register a workflow that ran to its end before anybody told of it, with its own times; give its id.
+
+    It holds no worktree, so another one may. `fill` is called with the id to store what lies between its start and
+    its end.
+    """
+    workflow_id = workflows.insert_completed(tx, new, started, completed)
+    rollups.count_ending(tx, workflow_id)
+    start, end = MOVES["start"], MOVES["complete"]
+    events.append_own(tx, workflow_id, start.event_type, start.message, None, None, clock.to_text(started))
+    fill(workflow_id)
+    events.append_own(tx, workflow_id, end.event_type, end.message, None, None, clock.to_text(completed))
+    return workflow_id
 
 
 def _content(move: Move, said: Start) -> tuple[str, dict[str, Any]]:

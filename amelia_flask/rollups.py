@@ -44,6 +44,10 @@ class Sums(NamedTuple):
         """The sum of both."""
         return Sums(*(one + two for one, two in zip(self, other, strict=True)))
 
+    def minus(self, other: "Sums") -> "Sums":
+        """The difference of both."""
+        return Sums(*(one - two for one, two in zip(self, other, strict=True)))
+
     @property
     def tokens(self) -> int:
         """All four counts together."""
@@ -139,8 +143,8 @@ _records = Prepared(
 )
 
 
-def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]]) -> int:
-    """Add a workflow's new records to every sum; answers with how many records the workflow has now.
+def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) -> int:
+    """Add what so many new records of a workflow say to every sum; answers with how many it has now.
 
     Raises NotFound, and ValidationError where a sum would leave 64 bits.
     """
@@ -149,7 +153,7 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]]) -> int:
         raise _too_large()
     before = dict(_first_days.run(tx, workflow=workflow_id))
     try:
-        records, status = _add_to_totals(tx, workflow_id, len(added), total)
+        count, status = _add_to_totals(tx, workflow_id, records, total)
         for (day, agent, model), sums in _grouped(added).items():
             values = sums._asdict() | {"agent": agent, "model": model}
             _add_to_day.run(tx, day=day, **values)
@@ -157,7 +161,7 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]]) -> int:
     except peewee.IntegrityError:
         raise _too_large() from None
     _count_models(tx, before, dict(_first_days.run(tx, workflow=workflow_id)), status)
-    return records
+    return count
 
 
 def breakdown(db: Any, workflow_id: str) -> list[Row]:

@@ -136,9 +136,14 @@ class Priced(NamedTuple):
         return Counts(*self[3:7])
 
     @property
-    def day(self) -> str:
-        """The day in UTC on which the reports count the record."""
-        return self.timestamp[:10]
+    def sums(self) -> rollups.Sums:
+        """What the record adds to the sums."""
+        return rollups.sums_of(self.counts, self.cost_nano, self.savings_nano)
+
+    @property
+    def key(self) -> rollups.Key:
+        """Under which the reports sum it: day in UTC, agent and model."""
+        return self.timestamp[:10], self.agent, self.model
 
 
 _RECORD = (
@@ -155,6 +160,7 @@ _RECORD = (
     TokenUsage.request_id,
     TokenUsage.timestamp,
     TokenUsage.number,
+    TokenUsage.savings_nano,
 )
 _INSERTED = (
     TokenUsage.id,
@@ -177,6 +183,10 @@ _INSERTED = (
 _stored = Prepared(lambda: TokenUsage.select(*_RECORD).where(TokenUsage.id == param("id")))
 _insert = Prepared(
     lambda: TokenUsage.insert_many([tuple(param(column.name) for column in _INSERTED)], fields=list(_INSERTED))
+)
+_COUNTED = (*_INSERTED[3:9], TokenUsage.cost_usd)
+_grow = Prepared(
+    lambda: TokenUsage.update({column: param(column.name) for column in _COUNTED}).where(TokenUsage.id == param("id"))
 )
 _workflow_exists = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("workflow")))
 _page = Prepared(
@@ -215,6 +225,24 @@ def record(tx: Any, workflow_id: str, records: Sequence[Priced]) -> RecordedUsag
     return RecordedUsage([answers[one.id] for one in records], len(records) - len(fresh))
 
 
+def record_or_grow(tx: Any, workflow_id: str, records: Sequence[Priced]) -> tuple[int, int]:
+    """Store the records with new ids; let those stored under the other ids grow to what is said now; count both.
+
+    A request that was read while it ran is told again with more tokens, and the totals follow. What says less, or
+    something else, changes nothing. Raises what `record` raises, but for IdReused.
+    """
+    fresh, grown = [], 0
+    for one in records:
+        rows = _stored.run(tx, id=one.id)
+        if rows:
+            grown += _grow_to(tx, rows[0], one)
+        else:
+            fresh.append(one)
+    if fresh:
+        _store(tx, workflow_id, fresh)
+    return len(fresh), grown
+
+
 def of_workflow(db: Any, workflow_id: str) -> WorkflowUsage | None:
     """A workflow's sums by agent and model, None where nothing was recorded."""
     rows = rollups.breakdown(db, workflow_id)
@@ -240,7 +268,7 @@ def page(db: Any, workflow_id: str, after: str | None, limit: int) -> UsagePage:
         raise NotFound
     rows = _page.run(db, workflow=workflow_id, after=int(after or 0), limit=limit + 1)
     found = rows[:limit]
-    next_after = str(found[-1][-1]) if found else after
+    next_after = str(found[-1][-2]) if found else after
     return UsagePage([_from_row(row) for row in found], of_workflow(db, workflow_id), next_after, len(rows) > limit)
 
 
@@ -278,7 +306,7 @@ def _agent_model(agent: str, model: str, *sums: int) -> AgentModelUsage:
 
 
 def _from_row(row: Row) -> StoredUsage:
-    *head, cost_nano, cost_source, request_id, timestamp, _ = row
+    *head, cost_nano, cost_source, request_id, timestamp, _, _ = row
     return StoredUsage(*head, _dollars(cost_nano), cost_source, request_id, timestamp)  # type: ignore[call-arg]
 
 
@@ -292,22 +320,38 @@ def _twin(tx: Any, workflow_id: str, one: Priced, fresh: dict[str, Priced]) -> R
     rows = _stored.run(tx, id=one.id)
     if not rows:
         return None
-    kept = rows[0]
-    stored = one._replace(
-        agent=kept[2],
-        model=kept[3],
-        input_tokens=kept[4],
-        output_tokens=kept[5],
-        cache_read_tokens=kept[6],
-        cache_creation_tokens=kept[7],
-        cost_nano=kept[8],
-        cost_source=kept[9],
-        request_id=kept[10],
-        timestamp=kept[11],
-    )
-    if kept[1] != workflow_id or _said(one, one.has_timestamp) != _said(stored, one.has_timestamp):
+    stored = _kept(one, rows[0])
+    if rows[0][1] != workflow_id or _said(one, one.has_timestamp) != _said(stored, one.has_timestamp):
         raise IdReused(id=one.id)
     return _recorded(one.id, stored.cost_nano, stored.cost_source)
+
+
+def _kept(one: Priced, row: Row) -> Priced:
+    """The record that is stored under the id of `one`."""
+    _, _, agent, model, *counts, cost_nano, cost_source, request_id, timestamp, _, savings_nano = row
+    return Priced(
+        one.id,
+        agent,
+        model,
+        *Counts(*counts),
+        cost_nano,
+        savings_nano,
+        cost_source,
+        timestamp,
+        request_id,
+        one.has_id,
+        one.has_timestamp,
+    )
+
+
+def _grow_to(tx: Any, row: Row, one: Priced) -> bool:
+    kept = _kept(one, row)
+    more = one.sums.minus(kept.sums)
+    if (one.key, one.cost_source) != (kept.key, kept.cost_source) or min(more) < 0 or not more.tokens:
+        return False
+    rollups.add(tx, row[1], [(kept.key, more)], records=0)
+    _grow.run(tx, cost_usd=_dollars(one.cost_nano), **one._asdict())
+    return True
 
 
 def _said(record: Priced, with_timestamp: bool) -> tuple[Any, ...]:
@@ -318,13 +362,10 @@ def _said(record: Priced, with_timestamp: bool) -> tuple[Any, ...]:
 
 
 def _store(tx: Any, workflow_id: str, records: list[Priced]) -> None:
-    added = [
-        ((one.day, one.agent, one.model), rollups.sums_of(one.counts, one.cost_nano, one.savings_nano))
-        for one in records
-    ]
-    number = rollups.add(tx, workflow_id, added) - len(records)
+    added = [(one.key, one.sums) for one in records]
+    number = rollups.add(tx, workflow_id, added, len(records)) - len(records)
     rows = [
-        (*record[:12], workflow_id, number + n, record.day, _dollars(record.cost_nano))
+        (*record[:12], workflow_id, number + n, record.key[0], _dollars(record.cost_nano))
         for n, record in enumerate(records, 1)
     ]
     _insert.run_many(tx, rows)

@@ -27,7 +27,7 @@ from amelia_flask.fields import (
     no_object,
     object_to_text,
 )
-from amelia_flask.models import ACTIVE, Workflow
+from amelia_flask.models import ACTIVE, Status, Workflow
 from amelia_flask.strictjson import canonical
 from amelia_flask.summaries import is_active
 
@@ -134,6 +134,18 @@ def create(
     return _created(tx, workflow_id, f"Workflow created for {new.issue_id}"), True
 
 
+def insert_completed(tx: Any, new: NewWorkflow, started_at: datetime, completed_at: datetime) -> str:
+    """Register a workflow that has run to its end already, and holds no worktree; its id must be new.
+
+    Only its `workflow_created` event is written here: `moves.create_completed` writes the others.
+    """
+    workflow_id = str(new.id) if new.id else clock.new_id()
+    moment = clock.to_text(started_at)
+    ended = {"status": Status.COMPLETED, "started_at": moment, "completed_at": clock.to_text(completed_at)}
+    _insert(tx, workflow_id, new, _digest_of(new), moment, **ended)
+    return workflow_id
+
+
 def patch(tx: Any, workflow_id: str, change: Patch, if_match: str | None = None) -> tuple[summaries.Detail, str]:
     """Merge into the state and rename the worktree. Raises NotFound, and PreconditionFailed for another version."""
     found = _version.run(tx, id=workflow_id)
@@ -199,7 +211,7 @@ def _refuse_above(tx: Any, max_concurrent: int | None) -> None:
         raise ConcurrencyLimit(current=current, limit=max_concurrent)
 
 
-def _insert(tx: Any, workflow_id: str, new: NewWorkflow, digest: str, now: str) -> None:
+def _insert(tx: Any, workflow_id: str, new: NewWorkflow, digest: str, now: str, **columns: str) -> None:
     Workflow.insert(
         id=workflow_id,
         issue_id=new.issue_id,
@@ -211,6 +223,7 @@ def _insert(tx: Any, workflow_id: str, new: NewWorkflow, digest: str, now: str) 
         created_at=now,
         updated_at=now,
         digest=digest,
+        **columns,
     ).execute(tx)
     data = {"issue_id": new.issue_id, "worktree_path": new.worktree_path, "host": new.host, "profile": new.profile}
     events.append_own(tx, workflow_id, "workflow_created", f"Workflow created for {new.issue_id}", data, None, now)

@@ -12,6 +12,7 @@ from tests.load import query
 from tests.serving import Server
 
 ROOT = Path(__file__).parent.parent
+TRANSCRIPTS = Path(__file__).parent / "data" / "claude-code"
 
 
 def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +23,10 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["serve", "--help"], ["init-db", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--help"], ["serve", "--help"], ["init-db", "--help"], ["import"], ["import", "claude-code", "--help"]],
+)
 def test_every_command_explains_itself(arguments: list[str]) -> None:
     done = run(*arguments)
     assert "Usage: amelia-flask" in done.stdout + done.stderr
@@ -71,6 +75,34 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert path.read_text().startswith("This is a shopping list")
+
+
+def test_an_import_says_what_it_did_and_names_what_it_left_out(tmp_path: Path) -> None:
+    done = [
+        run("import", "claude-code", str(TRANSCRIPTS), AMELIA_DATABASE_PATH=str(tmp_path / "a.db")) for _ in range(2)
+    ]
+    assert [one.returncode for one in done] == [0, 0]
+    assert "26 events new, 0 known" in done[0].stdout
+    assert "0 events new, 26 known" in done[1].stdout
+    assert "4 workflows" in done[1].stdout
+    assert f"{TRANSCRIPTS / 'edge_cases.jsonl'}:13: it is not an object" in done[0].stderr
+    assert query(tmp_path / "a.db", "SELECT COUNT(*) FROM token_usage") == [(10,)]
+
+
+def test_an_import_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "amelia_flask", "import", "claude-code", str(TRANSCRIPTS)]
+    environment = os.environ | {"AMELIA_DATABASE_PATH": str(tmp_path / "a.db")}
+    subprocess.run(command, env=environment, stderr=theirs, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    os.close(theirs)
+    assert b"100%" in os.read(ours, 65536)
+    os.close(ours)
+
+
+def test_a_path_that_is_not_there_ends_an_import_with_a_sentence(tmp_path: Path) -> None:
+    done = run("import", "claude-code", str(tmp_path / "none"), AMELIA_DATABASE_PATH=str(tmp_path / "a.db"))
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
 
 
 def test_serve_says_where_the_database_is_and_what_to_open(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class Body(Generic[T]):
-    """A JSON body of one type. No body stands for an empty object; one that is announced is needed unless `optional`."""
+    """A JSON body of one type. No body at all stands for an empty object, an empty one only where `optional`."""
 
     media_types: tuple[str, ...] = (JSON,)
 
