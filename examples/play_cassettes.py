@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, uuid5
 
 from amelia_flask.client import Client, ClientError
-from amelia_flask.client_types import Event, NewEvent, NewUsage, UsageRecord, WorkflowDetail
+from amelia_flask.client.types import Event, NewEvent, NewUsage, UsageRecord, WorkflowDetail
 
 CASSETTES = Path(__file__).resolve().parents[1] / "tests/data/amelia-cassettes"
 ARCHITECT, DEVELOPER, REVIEWER = "architect", "developer", "reviewer"

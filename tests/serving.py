@@ -32,9 +32,9 @@ class Reply(NamedTuple):
 class Server:
     """`amelia-flask serve` on a database of its own."""
 
-    def __init__(self, database: Path, **settings: object) -> None:
+    def __init__(self, database: Path, port: int | None = None, **settings: object) -> None:
         self.database = database
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         given = {"database_path": database, "port": self.port, "log_level": "warning"} | settings
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AMELIA_")}

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, cast
 from urllib.parse import quote
 
-from amelia_flask.client_transport import Answer, ApiError, ClientError, Request, ServiceUnavailable, Transport
-from amelia_flask.client_types import (
+from amelia_flask.client.transport import Answer, ApiError, ClientError, Request, ServiceUnavailable, Transport
+from amelia_flask.client.types import (
     AppendedEvents,
     CreatedWorkflow,
     Event,
