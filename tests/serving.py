@@ -103,7 +103,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 @contextlib.contextmanager
 def serving(database: Path, **settings: object) -> Iterator[Server]:
     """A server that is killed afterwards, unless it has stopped by then."""
-    server = Server(database, **settings)
+    server = Server(database, None, **settings)
     try:
         yield server.start()
     finally:
