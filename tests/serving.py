@@ -101,9 +101,9 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(database: Path, **settings: object) -> Iterator[Server]:
+def serving(database: Path, port: int | None = None, **settings: object) -> Iterator[Server]:
     """A server that is killed afterwards, unless it has stopped by then."""
-    server = Server(database, None, **settings)
+    server = Server(database, port, **settings)
     try:
         yield server.start()
     finally:
