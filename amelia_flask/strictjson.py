@@ -6,46 +6,49 @@ RFC 8259 leaves open what to do with repeated names, huge numbers, deep nesting 
 
 import json
 import re
-from collections.abc import Iterator
+from itertools import islice
 from math import isinf
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
-from amelia_flask.errors import AmeliaError, MalformedJson, ValidationError, invalid
+from amelia_flask.errors import MalformedJson, ValidationError, invalid
 
 MAX_DEPTH = 64
 MAX_DIGITS = 1000
 LARGEST_INTEGER = 2**63 - 1
 SMALLEST_INTEGER = -(2**63)
+LONGEST_QUOTE = 200
 
 T = TypeVar("T")
 Loc = list[str | int]
 
-_SUSPECT_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+# In text that is JSON and whose escaped backslashes have been taken out.
+_UNSTORABLE_ESCAPE = re.compile(r"\\u(?:0000|d[89ab]..(?!\\ud[c-f])|(?<!\\ud[89ab]..\\u)d[c-f])", re.IGNORECASE)
 _PLACE = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 
 
-class _Suspect(Exception):
-    """Something to be looked up by a walk through the whole value."""
+class _LargeInteger(Exception):
+    """An integer outside 64 bits, still to be found."""
 
 
 def parse(raw: bytes) -> Any:
     """The value that `raw` holds. Raises MalformedJson, or ValidationError for an integer outside 64 bits."""
     try:
         text = raw.decode()
-        value = _decoder.decode(text)
+        value = _parse(text)
     except UnicodeDecodeError:
         raise MalformedJson("The body is not UTF-8.") from None
     except RecursionError:
-        raise MalformedJson(f"The body is nested more than {MAX_DEPTH} deep.") from None
+        raise _too_deep() from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise MalformedJson(f"The body is not JSON: {error.msg} ({where}).") from None
-    except _Suspect:
-        _refuse_integer(json.loads(raw))
-    if text.count("{") + text.count("[") > MAX_DEPTH or _SUSPECT_ESCAPE.search(text):
-        _refuse_depth_and_text(value)
+    if _is_too_deep(raw):
+        raise _too_deep()
+    if _UNSTORABLE_ESCAPE.search(text.replace(r"\\", "  ")):
+        raise MalformedJson("A string holds NUL or a lone surrogate.")
     return value
 
 
@@ -61,11 +64,15 @@ def decode(raw: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
 
 
 def decode_lines(raw: bytes, decoder: "msgspec.json.Decoder[T]", limit: int) -> list[T]:
-    """Each non-blank line as the decoder's type; errors name the line, counted from 0 as in a JSON array."""
-    lines = [line for line in raw.split(b"\n") if line.strip()]
+    """Each line that is not blank as the decoder's type.
+
+    Errors name the line: malformed ones by their number in the file, in a `loc` as the index that the record has
+    among the others, as in a JSON array.
+    """
+    lines = [(number, line) for number, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
     if not 1 <= len(lines) <= limit:
         raise invalid(["body"], f"Expected 1 to {limit} lines, got {len(lines)}", kind="too_many")
-    return [_decode_line(index, line, decoder) for index, line in enumerate(lines)]
+    return [_decode_line(index, number, line, decoder) for index, (number, line) in enumerate(lines)]
 
 
 def canonical(value: Any) -> bytes:
@@ -83,11 +90,11 @@ def explain(error: msgspec.ValidationError, value: Any, root: Loc) -> Validation
     return invalid([*root, *loc], message, _shorten(_at(value, loc)), kind)
 
 
-def _decode_line(index: int, line: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
+def _decode_line(index: int, number: int, line: bytes, decoder: "msgspec.json.Decoder[T]") -> T:
     try:
         return decode(line, decoder)
     except MalformedJson as error:
-        raise MalformedJson(f"Line {index + 1}: {error.message}") from None
+        raise MalformedJson(f"Line {number}: {error.message}") from None
     except ValidationError as error:
         problem = error.detail[0]
         raise invalid(
@@ -121,9 +128,18 @@ def _at(value: Any, loc: Loc) -> Any:
 
 
 def _shorten(value: Any) -> Any:
-    """An input is quoted whole only while it is short."""
-    text = json.dumps(value)
-    return value if len(text) <= 200 else f"{text[:200]}…"
+    """An input is quoted whole only while it is short; a long one is not written out to its end."""
+    text = "".join(islice(json.JSONEncoder().iterencode(value), LONGEST_QUOTE + 1))
+    return value if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}…"
+
+
+def _parse(text: str) -> Any:
+    try:
+        return _decoder.decode(text)
+    except _LargeInteger:
+        value = _unbounded_decoder.decode(text)
+    way = _way_to_large_integer(value) or []
+    raise invalid(["body", *way], "The integer does not fit into 64 bits", _shorten(_at(value, way)))
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -133,13 +149,21 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _integer(text: str) -> int:
+def _unbounded_integer(text: str) -> int:
     if len(text) > MAX_DIGITS:
         raise MalformedJson(f"An integer has more than {MAX_DIGITS} digits.")
-    number = int(text)
-    if not SMALLEST_INTEGER <= number <= LARGEST_INTEGER:
-        raise _Suspect
+    return int(text)
+
+
+def _integer(text: str) -> int:
+    number = _unbounded_integer(text)
+    if _is_large(number):
+        raise _LargeInteger
     return number
+
+
+def _is_large(number: int) -> bool:
+    return not SMALLEST_INTEGER <= number <= LARGEST_INTEGER
 
 
 def _float(text: str) -> float:
@@ -153,40 +177,31 @@ def _constant(name: str) -> NoReturn:
     raise MalformedJson(f"{name} is not JSON.")
 
 
-_decoder = json.JSONDecoder(
-    object_pairs_hook=_no_repeats, parse_int=_integer, parse_float=_float, parse_constant=_constant
+_decoder, _unbounded_decoder = (
+    json.JSONDecoder(object_pairs_hook=_no_repeats, parse_int=integer, parse_float=_float, parse_constant=_constant)
+    for integer in (_integer, _unbounded_integer)
 )
 
 
-def _walk(value: Any) -> Iterator[tuple[Loc, Any]]:
-    """Every value inside `value`, names of members included, each with the way to it."""
-    pending: list[tuple[Loc, Any]] = [([], value)]
-    while pending:
-        loc, value = pending.pop()
-        yield loc, value
-        if isinstance(value, dict):
-            for name, member in value.items():
-                yield [*loc, name], name
-                pending.append(([*loc, name], member))
-        elif isinstance(value, list):
-            pending += [([*loc, index], member) for index, member in enumerate(value)]
+def _way_to_large_integer(value: Any) -> Loc | None:
+    if isinstance(value, int):
+        return [] if _is_large(value) else None
+    members = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, member in members:
+        way = _way_to_large_integer(member)
+        if way is not None:
+            return [step, *way]
+    return None
 
 
-def _refuse_integer(value: Any) -> NoReturn:
-    for loc, found in _walk(value):
-        if isinstance(found, int) and not SMALLEST_INTEGER <= found <= LARGEST_INTEGER:
-            raise invalid(["body", *loc], "The integer does not fit into 64 bits", _shorten(found))
-    raise AmeliaError
+def _is_too_deep(raw: bytes) -> bool:
+    """Whether JSON is nested too deep: what is left when its innermost brackets are taken off so often."""
+    outside_strings = b"".join(raw.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+    brackets = outside_strings.translate(bytes.maketrans(b"{}", b"[]"), _ALL_BUT_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
 
 
-def _refuse_depth_and_text(value: Any) -> None:
-    for loc, found in _walk(value):
-        if len(loc) >= MAX_DEPTH and isinstance(found, dict | list):
-            raise MalformedJson(f"The body is nested more than {MAX_DEPTH} deep.")
-        if isinstance(found, str) and not storable(found):
-            raise MalformedJson("A string holds NUL or a lone surrogate.")
-
-
-def storable(text: str) -> bool:
-    """Whether every database keeps `text` as it is: no NUL, no lone surrogate."""
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+def _too_deep() -> MalformedJson:
+    return MalformedJson(f"The body is nested more than {MAX_DEPTH} deep.")

@@ -1,6 +1,7 @@
 """Request bodies: read whole within the limit, checked for their media type, decoded once."""
 
 from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from flask import request
@@ -126,12 +127,12 @@ def _has_body() -> bool:
 def decode_query(query: type[T]) -> T:
     """The query string as a struct. Raises a ValidationError that names the parameter."""
     given: dict[str, str] = {}
-    for name, values in request.args.lists():
-        if len(values) > 1:
-            raise _bad_parameter(name, "Expected this parameter once", values)
-        if not strictjson.storable(name + values[0]):
+    for name, value in _parameters():
+        if name in given:
+            raise _bad_parameter(name, "Expected this parameter once", [given[name], value])
+        if "\0" in name + value:
             raise _bad_parameter(name, "Expected no NUL", None)
-        given[name] = values[0]
+        given[name] = value
     try:
         return msgspec.convert(given, query, strict=False)
     except msgspec.ValidationError as error:
@@ -141,6 +142,14 @@ def decode_query(query: type[T]) -> T:
 def given(value: T | UnsetType) -> T | None:
     """A parameter of a query, None where it was not given."""
     return None if value is UNSET else value
+
+
+def _parameters() -> list[tuple[str, str]]:
+    """The query's pairs. Flask's own reading would put U+FFFD in place of what is not UTF-8."""
+    try:
+        return parse_qsl(request.query_string.decode(), keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid(["query"], "Expected UTF-8") from None
 
 
 def _bad_parameter(name: str, message: str, given: Any) -> ValidationError:

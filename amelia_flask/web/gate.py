@@ -72,7 +72,7 @@ class Gate:
         match = _HOST.fullmatch(host.lower()) if len(host) <= _LONGEST_HOST else None
         if match is None:
             return False
-        name = match[1].rstrip(".")
+        name = match[1].removesuffix(".")
         if name in self._names or (self._suffixes and name.endswith(self._suffixes)):
             return True
         return self._is_open_to_network and _is_address(name)
