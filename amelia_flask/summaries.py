@@ -137,7 +137,8 @@ def page(db: Any, wanted: Filter, limit: int, cursor: str | None = None) -> Work
     total = _count_query(filters).run(db, **wanted._asdict())[0][0]
     found = [_summary(row) for row in rows[:limit]]
     has_more = len(rows) > limit
-    return WorkflowPage(found, total, _to_cursor(found[-1]) if has_more else None, has_more)
+    next_cursor = _to_cursor(found[-1].created_at, found[-1].id) if has_more else None
+    return WorkflowPage(found, total, next_cursor, has_more)
 
 
 def active(db: Any, worktree_path: str | None = None) -> WorkflowPage:
@@ -182,18 +183,20 @@ def _summary(row: Row) -> Summary:
     )
 
 
-def _to_cursor(last: Summary) -> str:
-    return base64.urlsafe_b64encode(f"{last.created_at} {last.id}".encode()).decode().rstrip("=")
+def _to_cursor(created_at: str, workflow_id: str) -> str:
+    return base64.urlsafe_b64encode(f"{created_at} {workflow_id}".encode()).decode().rstrip("=")
 
 
 def _from_cursor(cursor: str) -> tuple[str, str]:
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
-        created_at, workflow_id = base64.b64decode(padded, b"-_", validate=True).decode().split(" ")
-        clock.from_text(created_at)
-        return created_at, str(UUID(workflow_id))
+        created_at, workflow_id = base64.urlsafe_b64decode(padded).decode().split(" ")
+        place = clock.to_text(clock.from_text(created_at)), str(UUID(workflow_id))
     except ValueError:
         raise InvalidCursor from None
+    if _to_cursor(*place) != cursor:
+        raise InvalidCursor  # decoders are lenient: only the one spelling that was given out is taken
+    return place
 
 
 _NEWEST_FIRST = (Workflow.created_at.desc(), Workflow.id.desc())

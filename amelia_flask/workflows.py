@@ -2,6 +2,7 @@
 
 import hashlib
 import posixpath
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -19,8 +20,10 @@ from amelia_flask.errors import (
     NotFound,
     PreconditionFailed,
     WorkflowConflict,
+    invalid,
 )
 from amelia_flask.fields import (
+    MAX_OBJECT_BYTES,
     JsonObject,
     check_object,
     check_text,
@@ -107,7 +110,7 @@ def normalise(path: str) -> str:
         raise ValueError("Expected an absolute path")
     if ".." in path.split("/"):
         raise ValueError("Expected a path without `..`")
-    if any(ord(character) < 32 or ord(character) == 127 for character in path):
+    if any(unicodedata.category(character) == "Cc" for character in path):
         raise ValueError("Expected no control characters")
     return "/" + posixpath.normpath(path).lstrip("/")
 
@@ -147,7 +150,10 @@ def insert_completed(tx: Any, new: NewWorkflow, started_at: datetime, completed_
 
 
 def patch(tx: Any, workflow_id: str, change: Patch, if_match: str | None = None) -> tuple[summaries.Detail, str]:
-    """Merge into the state and rename the worktree. Raises NotFound, and PreconditionFailed for another version."""
+    """Merge into the state and rename the worktree.
+
+    Raises NotFound, PreconditionFailed for another version, and ValidationError for a state that grows too large.
+    """
     found = _version.run(tx, id=workflow_id)
     if not found:
         raise NotFound
@@ -250,9 +256,10 @@ def _digest_of(new: NewWorkflow) -> str:
 def _merge(stored: str | None, change: str | None) -> str | None:
     if change is None:
         return None
-    merged = merge(msgspec.json.decode(stored or "{}"), msgspec.json.decode(change))
-    raw = check_object("state", msgspec.Raw(msgspec.json.encode(merged)))
-    return object_to_text(raw)
+    merged = msgspec.json.encode(merge(msgspec.json.decode(stored or "{}"), msgspec.json.decode(change)))
+    if len(merged) > MAX_OBJECT_BYTES:
+        raise invalid(["body", "state"], f"The state would grow beyond {MAX_OBJECT_BYTES} bytes as JSON")
+    return merged.decode()
 
 
 def merge(target: Any, change: Any) -> Any:

@@ -87,7 +87,7 @@ def detail(workflow_id: str) -> Answer:
     "PATCH",
     ONE,
     {200: summaries.Detail},
-    body=Body(workflows.Patch),
+    body=Body(workflows.Patch, optional=True),
     errors=(NotFound, PreconditionFailed),
     headers=("If-Match",),
 )
