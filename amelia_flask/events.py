@@ -190,8 +190,6 @@ def append(tx: Any, workflow_id: str, new: Sequence[NewEvent]) -> AppendedEvents
             places[row.id] = place
         elif row.id not in fresh:
             fresh[row.id] = row
-    if not fresh and not _workflow_exists.run(tx, workflow=workflow_id):
-        raise NotFound
     if fresh:
         places.update((place.id, place) for place in _store(tx, workflow_id, list(fresh.values()), now))
     return AppendedEvents([places[row.id] for row in rows], len(rows) - len(fresh))
@@ -230,8 +228,8 @@ def get(db: Any, event_id: str) -> StoredEvent:
 def page(db: Any, workflow_id: str, wanted: Page) -> EventPage:
     """A page of one workflow's events by sequence. Raises NotFound."""
     found = _page(db, wanted, workflow_id)
-    if not found.events and not _workflow_exists.run(db, workflow=workflow_id):
-        raise NotFound
+    if not found.events:
+        _refuse_unknown(db, workflow_id)
     return found
 
 
@@ -279,9 +277,17 @@ def _twin(tx: Any, workflow_id: str, event: NewEvent, row: NewRow, fresh: dict[s
         object_to_text(found.data),
         found.correlation_id,
     )
-    if found.workflow_id != workflow_id or not _same(row, kept, event.timestamp is not None):
+    if found.workflow_id != workflow_id:
+        _refuse_unknown(tx, workflow_id)
+        raise IdReused(id=row.id)
+    if not _same(row, kept, event.timestamp is not None):
         raise IdReused(id=row.id)
     return Appended(found.id, found.sequence, found.position)
+
+
+def _refuse_unknown(db: Any, workflow_id: str) -> None:
+    if not _workflow_exists.run(db, workflow=workflow_id):
+        raise NotFound
 
 
 def _same(row: NewRow, kept: NewRow, has_timestamp: bool) -> bool:
