@@ -63,15 +63,27 @@ def _calculate(model: str, counts: Counts, moment: datetime) -> Decimal | None:
         cache_read_tokens=counts.cache_read_tokens,
         cache_write_tokens=counts.cache_creation_tokens,
     )
-    for provider in _providers(model):
+    for provider, name in _names(model):
         try:
-            total: Any = calc_price(usage, model, provider_id=provider, genai_request_timestamp=moment).total_price
+            found = calc_price(usage, name, provider_id=provider, genai_request_timestamp=moment)
         except (LookupError, ValueError):
             continue
-        return Decimal(total)
+        if _prices_all(found.model_price, usage):
+            return Decimal(found.total_price)
     return None
 
 
-def _providers(model: str) -> tuple[str | None, ...]:
-    """Names such as `anthropic/claude-sonnet-4.5` are those of OpenRouter's list."""
-    return (None, "openrouter") if "/" in model else (None,)
+def _prices_all(rates: Any, usage: Any) -> bool:
+    """Whether there is a rate for all tokens used; models that are paid by the minute or the page have none."""
+    return not (
+        (usage.input_tokens and rates.input_mtok is None) or (usage.output_tokens and rates.output_mtok is None)
+    )
+
+
+def _names(model: str) -> list[tuple[str | None, str]]:
+    """The providers and names under which a price may be known: the model's own first.
+
+    `anthropic/claude-sonnet-4-5` is a provider with its name, `anthropic/claude-sonnet-4.5` one of OpenRouter's.
+    """
+    provider, slash, name = model.partition("/")
+    return [(None, model), (provider, name), ("openrouter", model)] if slash else [(None, model)]

@@ -21,7 +21,7 @@ _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
 
 
 class Period(NamedTuple):
-    """Days from `start` to `end`, both included; without a start, from the first day with data."""
+    """Days from `start` to `end`, both included; without a start, all days with data and those up to `end`."""
 
     start: date | None
     end: date
@@ -157,7 +157,7 @@ def period(preset: str | None, start: str | None, end: str | None, now: datetime
 def report(db: Any, wanted: Period, now: datetime | None = None) -> UsageReport:
     """What was used in the period."""
     moment = now or clock.now()
-    values = {"start": wanted.start.isoformat() if wanted.start else "", "end": wanted.end.isoformat()}
+    values = {"start": _start(wanted), "end": _end(wanted)}
     used = [((row[0], row[1], row[2]), Sums(*row[3:])) for row in _usage.run(db, **values) if any(row[3:])]
     created = {row[0]: row[1:] for row in _workflows.run(db, **values) if any(row[1:])}
     days = _days(wanted, [key[0] for key, _ in used] + list(created))
@@ -181,11 +181,21 @@ def _day(text: str) -> date:
         raise InvalidPeriod from None
 
 
+def _start(wanted: Period) -> str:
+    return wanted.start.isoformat() if wanted.start else ""
+
+
+def _end(wanted: Period) -> str:
+    """The last day; of all time the calendar's last, because the clocks of agents may be ahead."""
+    return (wanted.end if wanted.start else date.max).isoformat()
+
+
 def _days(wanted: Period, found: list[str]) -> list[str]:
-    """Every day of the period; of all time the days from the first with data, the newest LONGEST_DAYS at most."""
-    first = wanted.start or (date.fromisoformat(min(found)) if found else wanted.end)
-    count = min((wanted.end - first).days + 1, LONGEST_DAYS)
-    return [(wanted.end - timedelta(days=back)).isoformat() for back in range(count - 1, -1, -1)]
+    """Every day of the period; of one longer than LONGEST_DAYS its newest, and those before that have data."""
+    first = _start(wanted) or min([*found, wanted.end.isoformat()])
+    last = date.fromisoformat(max([*found, wanted.end.isoformat()]))
+    count = min((last - date.fromisoformat(first)).days + 1, LONGEST_DAYS)
+    return sorted({*found, *((last - timedelta(days=back)).isoformat() for back in range(count))})
 
 
 def _summary(db: Any, wanted: Period, used: Used, created: dict[str, Any], now: datetime) -> UsageSummary:
@@ -215,19 +225,22 @@ def _total(many: Any) -> Sums:
 
 def _running_ms(db: Any, wanted: Period, now: datetime) -> int:
     """How long the active workflows that were created in the period have run."""
-    start = wanted.start.isoformat() if wanted.start else ""
-    after = f"{wanted.end.isoformat()}U"  # sorts behind every time of that day, whose day is followed by "T"
-    rows = _running.run(db, start=start, after=after)
+    after = f"{_end(wanted)}U"  # sorts behind every time of that day, whose day is followed by "T"
+    rows = _running.run(db, start=_start(wanted), after=after)
     return sum(clock.milliseconds(started_at, clock.to_text(now)) for (started_at,) in rows)
 
 
 def _previous_cost(db: Any, wanted: Period) -> float | None:
     if wanted.start is None:
         return None
-    end = wanted.start - timedelta(days=1)
-    start = end - (wanted.end - wanted.start)
-    rows = _usage.run(db, start=start.isoformat(), end=end.isoformat())
+    length = (wanted.end - wanted.start).days + 1
+    rows = _usage.run(db, start=_before(wanted.start, length), end=_before(wanted.start, 1))
     return to_dollars(sum(Sums(*row[3:]).cost_nano for row in rows))
+
+
+def _before(day: date, days: int) -> str:
+    """The day so many days earlier; where the calendar has none, a text that sorts before every day."""
+    return (day - timedelta(days=days)).isoformat() if day.toordinal() > days else ""
 
 
 def _trend(days: list[str], used: Used, created: dict[str, Any]) -> list[DayUsage]:

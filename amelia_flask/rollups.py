@@ -12,7 +12,7 @@ import peewee
 
 from amelia_flask import clock
 from amelia_flask.database import Prepared, Row, param
-from amelia_flask.errors import NotFound, ValidationError
+from amelia_flask.errors import NotFound, ValidationError, invalid
 from amelia_flask.models import (
     ACTIVE,
     LARGEST_TOTAL,
@@ -191,7 +191,7 @@ def forget(tx: Any, workflow_id: str) -> None:
 
 
 def _too_large() -> ValidationError:
-    return ValidationError("A total would grow beyond what 64 bits hold.")
+    return invalid(["body"], "A total would grow beyond what 64 bits hold")
 
 
 def _add_to_totals(tx: Any, workflow_id: str, records: int, total: Sums) -> tuple[int, str]:

@@ -220,8 +220,6 @@ def record(tx: Any, workflow_id: str, records: Sequence[Priced]) -> RecordedUsag
             fresh.setdefault(one.id, one)
     if fresh:
         _store(tx, workflow_id, list(fresh.values()))
-    elif not _workflow_exists.run(tx, workflow=workflow_id):
-        raise NotFound
     return RecordedUsage([answers[one.id] for one in records], len(records) - len(fresh))
 
 
@@ -264,8 +262,7 @@ def page(db: Any, workflow_id: str, after: str | None, limit: int) -> UsagePage:
     """A page of a workflow's records in the order recorded. Raises NotFound and InvalidCursor."""
     if after is not None and not (after.isascii() and after.isdigit() and len(after) <= 18):
         raise InvalidCursor
-    if not _workflow_exists.run(db, workflow=workflow_id):
-        raise NotFound
+    _refuse_unknown(db, workflow_id)
     rows = _page.run(db, workflow=workflow_id, after=int(after or 0), limit=limit + 1)
     found = rows[:limit]
     next_after = str(found[-1][-2]) if found else after
@@ -320,10 +317,18 @@ def _twin(tx: Any, workflow_id: str, one: Priced, fresh: dict[str, Priced]) -> R
     rows = _stored.run(tx, id=one.id)
     if not rows:
         return None
+    if rows[0][1] != workflow_id:
+        _refuse_unknown(tx, workflow_id)
+        raise IdReused(id=one.id)
     stored = _kept(one, rows[0])
-    if rows[0][1] != workflow_id or _said(one, one.has_timestamp) != _said(stored, one.has_timestamp):
+    if _said(one, one.has_timestamp) != _said(stored, one.has_timestamp):
         raise IdReused(id=one.id)
     return _recorded(one.id, stored.cost_nano, stored.cost_source)
+
+
+def _refuse_unknown(db: Any, workflow_id: str) -> None:
+    if not _workflow_exists.run(db, workflow=workflow_id):
+        raise NotFound
 
 
 def _kept(one: Priced, row: Row) -> Priced:
