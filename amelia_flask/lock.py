@@ -3,16 +3,16 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from queue import SimpleQueue
+from threading import Condition, Thread
 
 from amelia_flask.errors import DatabaseUnavailable
 
 
 class FileLock:
-    """`flock` on a side file of the database, with a deadline.
+    """`flock` on a side file of the database, with a deadline; one thread at a time may use it.
 
     SQLite's own lock is not fair: a process that commits back to back can starve another for seconds. A
     blocking flock queues them; as it cannot time out by itself, a helper thread does the waiting. A wait that
@@ -22,10 +22,11 @@ class FileLock:
     def __init__(self, database: Path) -> None:
         self._path = database.with_name(database.name + ".writer")
         self._file: int | None = None
-        self._helper = ThreadPoolExecutor(1, thread_name_prefix="lock")
-        self._waiting: Future[None] | None = None
+        self._helper: Thread | None = None
+        self._waits: SimpleQueue[int | None] = SimpleQueue()
+        self._state = Condition()
+        self._waiting = False
         self._wanted = False
-        self._state = Lock()
 
     @contextmanager
     def held(self, seconds: float) -> Iterator[None]:
@@ -38,10 +39,12 @@ class FileLock:
 
     def close(self) -> None:
         """Let go of the file and of the helper thread."""
-        self._helper.shutdown(wait=False)
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        with self._state:
+            self._waits.put(None)
+            self._helper = None
+            if self._file is not None and not self._waiting:  # who waits still needs the file, to let the lock go
+                os.close(self._file)
+                self._file = None
 
     def _descriptor(self) -> int:
         if self._file is None:
@@ -51,27 +54,29 @@ class FileLock:
     def _acquire(self, seconds: float) -> None:
         with self._state:
             self._wanted = True
-            if self._waiting is None:
+            if not self._waiting:
                 try:
                     fcntl.flock(self._descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return
                 except BlockingIOError:
-                    self._waiting = self._helper.submit(self._wait)
-        self._join(self._waiting, seconds)
+                    self._begin_to_wait()
+            if not self._state.wait_for(lambda: not self._waiting, seconds):
+                self._wanted = False
+                raise DatabaseUnavailable
 
-    def _join(self, waiting: Future[None], seconds: float) -> None:
-        try:
-            waiting.result(seconds)
-        except TimeoutError:
-            with self._state:
-                if not waiting.done():
-                    self._wanted = False
-                    raise DatabaseUnavailable from None
-        self._waiting = None
+    def _begin_to_wait(self) -> None:
+        if self._helper is None:
+            # A daemon: a process that ends does not wait for a lock that another one holds.
+            self._helper = Thread(target=self._wait, name="lock", daemon=True)
+            self._helper.start()
+        self._waiting = True
+        self._waits.put(self._descriptor())
 
     def _wait(self) -> None:
-        fcntl.flock(self._descriptor(), fcntl.LOCK_EX)
-        with self._state:
-            if not self._wanted:
-                fcntl.flock(self._descriptor(), fcntl.LOCK_UN)
-                self._waiting = None
+        while (file := self._waits.get()) is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            with self._state:
+                if not self._wanted:
+                    fcntl.flock(file, fcntl.LOCK_UN)
+                self._waiting = False
+                self._state.notify()
