@@ -34,8 +34,12 @@ WRITER_PRAGMAS = (*PRAGMAS, ("cache_size", -16000, -16000), ("wal_autocheckpoint
 File = tuple[int, int]  # device and inode
 Row = Any  # a tuple in the order of the query's columns
 
-# What a database that is locked, full, away or broken may raise; a change or a read that is at fault raises others.
+# What a database that is locked, full, away or broken may raise, and of these what tells of a statement at fault.
 FAULTS = (peewee.PeeweeException, engine.Error, OSError)
+MISTAKES = (
+    *(peewee.IntegrityError, peewee.DataError, peewee.ProgrammingError),
+    *(engine.IntegrityError, engine.DataError, engine.ProgrammingError),
+)
 
 
 class _Connection(engine.Connection):

@@ -13,9 +13,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-import peewee
-
-from amelia_flask.database import FAULTS, SqliteExtDatabase, open_writer
+from amelia_flask.database import FAULTS, MISTAKES, SqliteExtDatabase, open_writer
 from amelia_flask.errors import AmeliaError, DatabaseUnavailable, InternalError
 from amelia_flask.lock import FileLock
 
@@ -46,7 +44,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._start = threading.Lock()
+        self._door = threading.Lock()
         self._committed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -63,31 +61,34 @@ class Writer:
     def run(self, change: Change[Result]) -> Result:
         """Carry out `change` in a transaction and give its result once that is committed and synced.
 
-        Whatever `change` raises is raised here, and then nothing of it is stored. Raises DatabaseUnavailable
-        when the database cannot be written now; its details say `outcome_unknown` in the rare case in which
-        the change may yet be stored, to be settled by calling again with the same ids.
+        An AmeliaError that `change` raises is raised here, any other mistake of it as InternalError, and then
+        nothing of it is stored. Raises DatabaseUnavailable when the database cannot be written now; its details
+        say `outcome_unknown` in the rare case in which the change may yet be stored, to be settled by calling
+        again with the same ids.
         """
-        self.ensure_running()
-        if self._queue.qsize() >= MAX_WAITING:
-            raise DatabaseUnavailable("Too many writes are waiting; try again.")
         item = _Item(change)
-        self._queue.put(item)
+        with self._door:
+            self._ensure_running()
+            if self._queue.qsize() >= MAX_WAITING:
+                raise DatabaseUnavailable("Too many writes are waiting; try again.")
+            self._queue.put(item)
         result: Result = self._outcome(item.future)
         return result
 
     def ensure_running(self) -> None:
         """Start the thread where it does not run: at first, after a fork, or after it died."""
-        if self._thread is not None and self._thread.is_alive() and self._pid == os.getpid():
-            return
-        with self._start:
-            if self._stopping:
-                raise DatabaseUnavailable("The service is shutting down.")
-            if self._pid != os.getpid():
-                self._fresh()
-                self._pid = os.getpid()
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
-                self._thread.start()
+        with self._door:
+            self._ensure_running()
+
+    def _ensure_running(self) -> None:
+        if self._stopping:
+            raise DatabaseUnavailable("The service is shutting down.")
+        if self._pid != os.getpid():
+            self._fresh()
+            self._pid = os.getpid()
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+            self._thread.start()
 
     @property
     def waiting(self) -> int:
@@ -102,14 +103,13 @@ class Writer:
 
     def stop(self) -> None:
         """Finish what waits, then close. Later changes are refused."""
-        with self._start:
+        with self._door:
             self._stopping = True
+            self._queue.put(None)
         with self._committed:
             self._committed.notify_all()
         if self._thread is not None and self._pid == os.getpid():
-            self._queue.put(None)
             self._thread.join()
-            self._close()
             self._lock.close()
 
     def _outcome(self, future: Future[Any]) -> Any:
@@ -124,9 +124,12 @@ class Writer:
             raise DatabaseUnavailable(outcome_unknown=True) from None
 
     def _work(self) -> None:
-        while (group := self._next_group()) is not None:
-            if group:
-                self._carry_out(group)
+        try:
+            while (group := self._next_group()) is not None:
+                if group:
+                    self._carry_out(group)
+        finally:
+            self._close()  # however the thread ends: no other could, and what it left open would hold the lock
 
     def _next_group(self) -> list[_Item] | None:
         """Wait for one change, then take what else is there. None when the writer is to stop."""
@@ -151,8 +154,7 @@ class Writer:
                 outcomes = self._transact(group)
         except BaseException as error:
             self._recover(error)
-            refusal = error if isinstance(error, AmeliaError) else _refusal(error)
-            outcomes = [(item, None, refusal) for item in group]
+            outcomes = [(item, None, _refusal(error)) for item in group]
         for item, result, failure in outcomes:
             if failure is None:
                 item.future.set_result(result)
@@ -179,15 +181,18 @@ class Writer:
     def _savepoint(self, change: Change[Any]) -> tuple[Any, BaseException | None]:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""
         self._db.execute_sql("SAVEPOINT one_change")
+        result = None
         try:
-            result, failure = change(self._db), None
+            result = change(self._db)
+            self._db.execute_sql("RELEASE one_change")
+            return result, None
         except BaseException as error:
+            if not self._db.connection().in_transaction:
+                raise  # the engine has rolled back the whole group
+            del result  # a cursor that was not read to its end would keep the savepoint
             self._db.execute_sql("ROLLBACK TO one_change")
-            if isinstance(error, peewee.OperationalError | MemoryError):
-                raise  # the database is at fault, not the change: the whole group meets the same
-            result, failure = None, error if isinstance(error, AmeliaError) else _refusal(error)
-        self._db.execute_sql("RELEASE one_change")
-        return result, failure
+            self._db.execute_sql("RELEASE one_change")
+            return None, _refusal(error)
 
     def _recover(self, error: BaseException) -> None:
         """Leave no open transaction behind; the next group opens a new connection."""
@@ -205,7 +210,9 @@ class Writer:
 
 
 def _refusal(error: BaseException) -> AmeliaError:
-    if isinstance(error, FAULTS):
+    if isinstance(error, AmeliaError):
+        return error
+    if isinstance(error, FAULTS) and not isinstance(error, MISTAKES):
         return DatabaseUnavailable()
     log.error("a change failed", exc_info=error)
     return InternalError()
