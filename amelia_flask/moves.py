@@ -165,7 +165,7 @@ def _made_before(
     text = msgspec.json.encode(data).decode() if data else None
     same = (event.workflow_id, event.event_type, event.message) == (workflow_id, move.event_type, message)
     if not same or not events.same_json(object_to_text(event.data), text):
-        raise IdReused(id=event.id)
+        raise IdReused(id=event.id) if _status.run(tx, id=workflow_id) else NotFound
     return event
 
 
