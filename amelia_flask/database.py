@@ -111,13 +111,23 @@ def open_writer(path: Path) -> SqliteExtDatabase:
 def create_file(path: Path) -> None:
     """Make the database file with its folder, readable by its owner alone; an existing one is narrowed to that.
 
-    Call it before anything has the file open: closing a plain file descriptor would drop SQLite's locks.
+    An existing one is never opened here: closing a plain file descriptor would drop SQLite's locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if path.exists():
-        path.chmod(0o600)
-    else:
+    try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        path.chmod(0o600)
+
+
+@contextmanager
+def peeking(path: Path) -> Iterator[engine.Connection]:
+    """Lend a connection that changes nothing of the file, whoever it belongs to."""
+    connection = engine.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000)
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def engine_version() -> str:

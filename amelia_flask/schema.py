@@ -4,7 +4,7 @@ from pathlib import Path
 
 from playhouse.migrations import Runner
 
-from amelia_flask.database import FAULTS, SqliteExtDatabase, create_file, open_writer
+from amelia_flask.database import FAULTS, SqliteExtDatabase, create_file, open_writer, peeking
 from amelia_flask.errors import SchemaError
 from amelia_flask.lock import FileLock
 from amelia_flask.models import TABLES, EventPosition
@@ -20,6 +20,8 @@ def set_up(path: Path) -> list[str]:
     belongs to another program, or was made by a newer version.
     """
     try:
+        if path.exists():
+            _check_owner(path)
         create_file(path)
         return _set_up(path)
     except FAULTS as error:
@@ -30,6 +32,17 @@ def is_current(db: SqliteExtDatabase) -> bool:
     """Whether exactly this version's migrations have been applied."""
     rows = db.execute_sql("SELECT name FROM schema_version").fetchall()
     return {name for (name,) in rows} == _names()
+
+
+def _check_owner(path: Path) -> None:
+    """Refuse the database of another program before anything of it is changed."""
+    with peeking(path) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+        columns = connection.execute("SELECT name FROM pragma_table_info('schema_version')").fetchall()
+    if tables and not {("name",), ("applied",)} <= set(columns):
+        raise SchemaError(
+            f"The database {path} belongs to another program: its tables are not those of amelia-flask."
+        )
 
 
 def _set_up(path: Path) -> list[str]:
@@ -45,13 +58,10 @@ def _set_up(path: Path) -> list[str]:
 
 def _bring_up_to_date(db: SqliteExtDatabase) -> list[str]:
     runner = Runner(db, str(MIGRATIONS), table_name="schema_version")
-    tables = set(db.get_tables())
-    if tables and "schema_version" not in tables:
-        raise SchemaError(f"The database {db.path} belongs to another program: it has tables and no schema_version.")
     newer = sorted(set(runner.applied()) - _names())
     if newer:
         raise SchemaError(f"The database {db.path} was made by a newer version of amelia-flask ({newer[-1]}).")
-    if tables:
+    if db.get_tables():
         applied: list[str] = runner.up()
         _create_tables(db)
         return applied

@@ -1,0 +1,36 @@
+"""Python programs in processes of their own, for what one process alone cannot show."""
+
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+SECONDS = 30.0
+ROOT = Path(__file__).parent.parent
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    """A program with `sys`, `Path` and its first argument as `path`; it is spoken to over its standard streams."""
+    whole = f"import sys\nfrom pathlib import Path\npath = Path(sys.argv[1])\n{dedent(code)}"
+    command = [sys.executable, "-c", whole, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(program: subprocess.Popen[str], said: str = "") -> str:
+    """What it printed, when it has been told the rest and ended well."""
+    out, err = program.communicate(said, SECONDS)
+    assert program.returncode == 0, err
+    return out
+
+
+def run(code: str, *arguments: object) -> str:
+    """What a program printed."""
+    return finish(start(code, *arguments))
+
+
+def wait_for_line(program: subprocess.Popen[str], line: str) -> None:
+    """Until it has printed this line."""
+    assert program.stdout is not None
+    found = program.stdout.readline().strip()
+    assert found == line, (found, program.communicate(timeout=SECONDS)[1])

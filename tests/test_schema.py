@@ -1,0 +1,343 @@
+"""The schema: what other programs find in the database, and how it gets there."""
+
+import sqlite3
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peewee import sqlite3 as engine
+from playhouse.migrations import Runner
+from playhouse.schema_diff import diff_models
+
+from amelia_flask import schema
+from amelia_flask.database import open_readers, open_writer, reading
+from amelia_flask.errors import SchemaError
+from amelia_flask.models import TABLES
+from tests import programs
+from tests.ledgers import dump, rows
+
+# Table, and its columns with type and default; more columns may be there.
+COLUMNS: dict[str, dict[str, tuple[str, str | None]]] = {
+    "workflows": {
+        **dict.fromkeys(("id", "issue_id", "worktree_path", "worktree_name"), ("TEXT", None)),
+        "status": ("TEXT", "'pending'"),
+        **dict.fromkeys(("started_at", "completed_at", "failure_reason", "state_json"), ("TEXT", None)),
+        **dict.fromkeys(("created_at", "updated_at", "profile"), ("TEXT", None)),
+        "host": ("TEXT", "''"),
+        "last_sequence": ("INTEGER", "0"),
+        "version": ("INTEGER", "1"),
+    },
+    "events": {
+        **dict.fromkeys(("id", "workflow_id", "timestamp", "agent", "event_type", "message"), ("TEXT", None)),
+        **dict.fromkeys(("data_json", "correlation_id"), ("TEXT", None)),
+        **dict.fromkeys(("sequence", "position"), ("INTEGER", None)),
+        "level": ("TEXT", "'info'"),
+    },
+    "token_usage": {
+        **dict.fromkeys(("id", "workflow_id", "agent", "model", "timestamp"), ("TEXT", None)),
+        **dict.fromkeys(("cost_source", "request_id", "source"), ("TEXT", None)),
+        **dict.fromkeys(("input_tokens", "output_tokens"), ("INTEGER", None)),
+        **dict.fromkeys(("cache_read_tokens", "cache_creation_tokens"), ("INTEGER", "0")),
+        "cost_usd": ("REAL", None),
+    },
+    "health_check": dict.fromkeys(("id", "checked_at"), ("TEXT", None)),
+}
+KEYS = {
+    "workflows": ["id"],
+    "events": ["workflow_id", "sequence"],
+    "token_usage": ["id"],
+    "health_check": ["id"],
+}
+# Index, its table, the columns with which it begins (- is descending), and whether it is unique.
+INDEXES = [
+    ("idx_workflows_issue_id", "workflows", ["issue_id"], False),
+    ("idx_workflows_status", "workflows", ["status"], False),
+    ("idx_workflows_worktree", "workflows", ["worktree_path"], False),
+    ("idx_workflows_started_at", "workflows", ["-started_at"], False),
+    ("idx_workflows_active_worktree", "workflows", ["host", "worktree_path"], True),
+    ("idx_events_workflow", "events", ["workflow_id", "timestamp"], False),
+    ("idx_events_type", "events", ["event_type"], False),
+    ("idx_tokens_workflow", "token_usage", ["workflow_id"], None),
+    ("idx_tokens_agent", "token_usage", ["agent"], False),
+]
+ACTIVE = ("pending", "in_progress", "blocked")
+FINAL = ("completed", "failed", "cancelled")
+MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 1, 2"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    schema.set_up(tmp_path / "amelia.db")
+    return tmp_path / "amelia.db"
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[Any]:
+    """A connection with foreign keys on, each statement a transaction."""
+    with closing(engine.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA foreign_keys = ON")
+        yield connection
+
+
+def insert(connection: Any, table: str, **values: object) -> None:
+    names = ", ".join(values)
+    marks = ", ".join("?" * len(values))
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
+
+
+def workflow(connection: Any, name: str, **values: object) -> None:
+    given = {"id": name, "issue_id": "i", "worktree_path": f"/{name}", "worktree_name": "w", "digest": ""}
+    insert(connection, "workflows", **given | {"created_at": "", "updated_at": ""} | values)
+
+
+def event(connection: Any, name: str, **values: object) -> None:
+    given = {"id": name, "workflow_id": "w", "sequence": 1, "position": 1, "timestamp": "", "agent": "a"}
+    insert(connection, "events", **given | {"event_type": "note", "message": ""} | values)
+
+
+def used(connection: Any, name: str, **values: object) -> None:
+    given = {"id": name, "workflow_id": "w", "number": 1, "agent": "a", "model": "m", "timestamp": "", "day": ""}
+    insert(
+        connection,
+        "token_usage",
+        **given | {"input_tokens": 1, "output_tokens": 1, "cost_source": "unpriced"} | values,
+    )
+
+
+@pytest.mark.parametrize("table", COLUMNS)
+def test_a_table_has_the_columns_that_other_programs_know(path: Path, table: str) -> None:
+    found = rows(path, "SELECT name, type, dflt_value FROM pragma_table_info(?)", table)
+    assert {(name, (kind, default)) for name, kind, default in found} >= set(COLUMNS[table].items())
+
+
+@pytest.mark.parametrize("table", KEYS)
+def test_a_table_has_its_primary_key(path: Path, table: str) -> None:
+    found = rows(path, "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", table)
+    assert [name for (name,) in found] == KEYS[table]
+
+
+def test_the_events_table_is_clustered(path: Path) -> None:
+    assert rows(path, "SELECT wr FROM pragma_table_list WHERE name = 'events'") == [(1,)]
+
+
+@pytest.mark.parametrize(("name", "table", "columns", "unique"), INDEXES)
+def test_an_index_is_there_by_its_name(
+    path: Path, name: str, table: str, columns: list[str], unique: bool | None
+) -> None:
+    sql = 'SELECT il."unique" FROM pragma_index_list(?) il WHERE il.name = ?'
+    found = rows(path, sql, table, name)
+    assert found
+    assert unique in (None, found[0][0])
+    order = 'SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno'
+    indexed = [("-" if descending else "") + str(column) for column, descending in rows(path, order, name)]
+    assert indexed[: len(columns)] == columns
+
+
+@pytest.mark.parametrize("table", ["events", "token_usage"])
+def test_what_belongs_to_a_workflow_goes_with_it(path: Path, table: str) -> None:
+    with connected(path) as connection:
+        workflow(connection, "w")
+        {"events": event, "token_usage": used}[table](connection, "x")
+        connection.execute("DELETE FROM workflows")
+    assert rows(path, f"SELECT * FROM {table}") == []
+
+
+@pytest.mark.parametrize("add", [event, used])
+def test_nothing_belongs_to_a_workflow_that_is_not_there(path: Path, add: Any) -> None:
+    with connected(path) as connection, pytest.raises(engine.IntegrityError, match="FOREIGN KEY"):
+        add(connection, "x")
+
+
+@pytest.mark.parametrize("first", ACTIVE)
+@pytest.mark.parametrize("second", ACTIVE)
+def test_a_second_active_workflow_of_a_worktree_is_refused(path: Path, first: str, second: str) -> None:
+    with connected(path) as connection:
+        workflow(connection, "a", worktree_path="/w", status=first)
+        with pytest.raises(engine.IntegrityError, match="UNIQUE"):
+            workflow(connection, "b", worktree_path="/w", status=second)
+        workflow(connection, "c", worktree_path="/w", status=second, host="elsewhere")
+
+
+@pytest.mark.parametrize("status", FINAL)
+def test_a_worktree_may_have_any_number_of_finished_workflows(path: Path, status: str) -> None:
+    with connected(path) as connection:
+        for name in ("a", "b", "c"):
+            workflow(connection, name, worktree_path="/w", status=status)
+        workflow(connection, "d", worktree_path="/w")
+
+
+@pytest.mark.parametrize(
+    ("add", "values"),
+    [
+        (workflow, {"status": "planning"}),
+        (workflow, {"total_tokens": 2**62 + 1}),
+        (workflow, {"cost_nano": -1}),
+        (event, {"level": "fatal"}),
+        (event, {"sequence": 7}),
+        (event, {"position": 7}),
+        (event, {"id": "taken"}),
+        (used, {"cost_source": "guessed"}),
+        (used, {"number": 7}),
+    ],
+)
+def test_a_row_against_the_rules_is_refused(path: Path, add: Any, values: dict[str, object]) -> None:
+    with connected(path) as connection:
+        workflow(connection, "w")
+        event(connection, "taken", sequence=7, position=7)
+        used(connection, "u", number=7)
+        with pytest.raises(engine.IntegrityError):
+            add(connection, "x", **values)
+
+
+def test_setting_up_tells_what_it_applied_and_twice_is_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "amelia.db"
+    names = [file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))]
+    assert schema.set_up(path) == names
+    before = dump(path)
+    assert schema.set_up(path) == []
+    assert dump(path) == before
+    assert [name for (name,) in rows(path, "SELECT name FROM schema_version ORDER BY id")] == names
+    assert rows(path, "SELECT * FROM event_position") == [(1, 0)]
+
+
+def test_a_migrated_database_is_like_a_new_one_and_like_the_models(path: Path, tmp_path: Path) -> None:
+    migrated = tmp_path / "migrated.db"
+    migrated.touch()
+    db = open_writer(migrated)
+    with db.connection_context():
+        Runner(db, str(schema.MIGRATIONS), table_name="schema_version").up()
+        with db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
+            assert not diff_models(db, TABLES)
+    db.close_all()
+    assert rows(migrated, MASTER) == rows(path, MASTER)
+    assert rows(migrated, "SELECT * FROM event_position") == rows(path, "SELECT * FROM event_position")
+
+
+def test_setting_up_makes_again_what_is_missing(path: Path) -> None:
+    before = rows(path, MASTER)
+    with connected(path) as connection:
+        connection.execute("DROP INDEX idx_events_type")
+        connection.execute("DROP TABLE health_check")
+    schema.set_up(path)
+    assert rows(path, MASTER) == before
+
+
+def test_ten_processes_may_set_up_at_once(path: Path, tmp_path: Path) -> None:
+    new = tmp_path / "folder" / "new.db"
+    code = "from amelia_flask import schema\nprint('here', flush=True)\ninput()\nprint(schema.set_up(path))"
+    starting = [programs.start(code, new) for _ in range(10)]
+    for program in starting:
+        programs.wait_for_line(program, "here")
+    for program in starting:
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+    names = str([file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))])
+    assert Counter(programs.finish(program).strip() for program in starting) == {names: 1, "[]": 9}
+    assert rows(new, MASTER) == rows(path, MASTER)
+
+
+def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
+    with connected(path) as connection:
+        insert(connection, "schema_version", name="9999_future", applied="")
+    before = dump(path)
+    with pytest.raises(SchemaError, match=r"made by a newer version .*9999_future"):
+        schema.set_up(path)
+    assert dump(path) == before
+
+
+def test_readiness_can_tell_a_schema_that_is_behind_or_ahead(path: Path) -> None:
+    readers = open_readers(path, 1)
+    with reading(readers):
+        assert schema.is_current(readers)
+        with connected(path) as connection:
+            insert(connection, "schema_version", name="9999_future", applied="")
+        assert not schema.is_current(readers)
+        with connected(path) as connection:
+            connection.execute("DELETE FROM schema_version")
+        assert not schema.is_current(readers)
+    readers.close_all()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE notes (x)",
+        "CREATE TABLE schema_version (version INTEGER PRIMARY KEY)",
+        "CREATE TABLE workflows (id TEXT PRIMARY KEY)",
+    ],
+)
+def test_the_database_of_another_program_is_refused_and_not_touched(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(statement)
+    refuse_untouched(path, "belongs to another program")
+
+
+def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear reader, " * 1000)
+    refuse_untouched(path, "not a database")
+
+
+def refuse_untouched(path: Path, reason: str) -> None:
+    """Setting up fails for this reason and leaves the file and its folder as they were."""
+    path.chmod(0o644)
+    before = path.read_bytes()
+    with pytest.raises(SchemaError, match=reason):
+        schema.set_up(path)
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_in_the_place_of_the_database_is_refused_and_not_touched(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(SchemaError, match="cannot be set up"):
+        schema.set_up(tmp_path)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_a_path_below_a_file_is_refused_with_a_sentence(path: Path) -> None:
+    with pytest.raises(SchemaError, match="cannot be set up"):
+        schema.set_up(path / "amelia.db")
+
+
+@pytest.fixture
+def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of migrations of a later version, empty but for the released ones."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    for file in schema.MIGRATIONS.glob("0*.py"):
+        (folder / file.name).write_text(file.read_text())
+    monkeypatch.setattr(schema, "MIGRATIONS", folder)
+    return folder
+
+
+def migration(folder: Path, name: str, *statements: str) -> None:
+    body = "".join(f"    db.execute_sql({statement!r})\n" for statement in statements)
+    (folder / f"{name}.py").write_text(f"def up(migrator, db):\n{body}")
+
+
+def test_a_later_version_brings_an_existing_database_up_to_date(path: Path, later_version: Path) -> None:
+    migration(later_version, "0900_more", "CREATE TABLE more (x)")
+    migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
+    assert schema.set_up(path) == ["0900_more", "0901_most"]
+    assert schema.set_up(path) == []
+    assert rows(path, "SELECT * FROM more") == [(1,)]
+
+
+def test_a_migration_that_fails_leaves_no_trace(path: Path, later_version: Path) -> None:
+    before = dump(path), rows(path, MASTER)
+    migration(
+        later_version, "0900_more", "CREATE TABLE more (x)", "DELETE FROM event_position", "SELECT no_such_thing"
+    )
+    with pytest.raises(SchemaError, match="no_such_thing"):
+        schema.set_up(path)
+    assert (dump(path), rows(path, MASTER)) == before
+    migration(later_version, "0900_more", "CREATE TABLE more (x)")
+    assert schema.set_up(path) == ["0900_more"]
