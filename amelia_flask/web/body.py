@@ -1,10 +1,12 @@
 """Request bodies: read whole within the limit, checked for their media type, decoded once."""
 
-from typing import Any, Generic, TypeVar
+import contextlib
+import sys
+from typing import IO, Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
-from flask import request
+from flask import current_app, request
 from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize, NoMoreData
 from msgspec import UNSET, UnsetType
 from werkzeug.exceptions import ClientDisconnected
@@ -22,6 +24,8 @@ from amelia_flask.errors import (
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 CHUNK = 65_536
+MOST_DROPPED = 64 * 1024 * 1024
+BROKEN = (InvalidChunkSize, InvalidChunkExtension, ChunkMissingTerminator, NoMoreData, ClientDisconnected, OSError)
 
 T = TypeVar("T")
 
@@ -97,23 +101,40 @@ def check_media_type(accepted: tuple[str, ...]) -> str:
 
 
 def read() -> bytes:
-    """The whole body. Raises PayloadTooLarge, and BadRequest for one that is cut off or badly chunked.
-
-    Read in a loop: for a chunked body over the limit a single read would give its beginning without a word.
-    """
-    limit = request.max_content_length or 0
-    if request.content_length is not None and request.content_length > limit:
+    """The whole body. Raises PayloadTooLarge, and BadRequest for one that is cut off or badly chunked."""
+    limit, length = current_app.config["MAX_CONTENT_LENGTH"], request.content_length
+    if length is not None and length > limit:
         raise _too_large(limit)
     chunks, size = [], 0
     try:
-        while chunk := request.stream.read(CHUNK):
+        while chunk := _stream().read(CHUNK):
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
             chunks.append(chunk)
-    except (InvalidChunkSize, InvalidChunkExtension, ChunkMissingTerminator, NoMoreData, ClientDisconnected, OSError):
-        raise BadRequest("The body ended early or its chunks are malformed.") from None
+    except BROKEN:
+        raise _cut_off() from None
+    if length is not None and size < length:
+        raise _cut_off()
     return b"".join(chunks)
+
+
+def drop_rest() -> None:
+    """Take in what is left of the body: a client that is still sending gets to read its answer only after that."""
+    dropped = 0
+    with contextlib.suppress(*BROKEN):
+        while dropped < MOST_DROPPED and (chunk := _stream().read(CHUNK)):
+            dropped += len(chunk)
+
+
+def _stream() -> IO[bytes]:
+    # The framework's own limit would cut a chunked body, or refuse one that just reaches it.
+    request.max_content_length = sys.maxsize
+    return request.stream
+
+
+def _cut_off() -> BadRequest:
+    return BadRequest("The body ended early or its chunks are malformed.")
 
 
 def _too_large(limit: int) -> PayloadTooLarge:

@@ -16,6 +16,7 @@ from amelia_flask.errors import (
     PayloadTooLarge,
     UnsupportedMediaType,
 )
+from amelia_flask.web.body import drop_rest
 from amelia_flask.web.operations import Answer, respond
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def register(app: Flask) -> None:
     app.register_error_handler(AmeliaError, answer)
     app.register_error_handler(HTTPException, _from_framework)
     app.register_error_handler(Exception, _from_fault)
+    app.after_request(_let_read)
 
 
 def answer(error: AmeliaError) -> Response:
@@ -53,6 +55,12 @@ def answer(error: AmeliaError) -> Response:
 def body(error: AmeliaError) -> Error:
     """The error as callers read it."""
     return Error(error.message, error.code, error.details, error.detail)
+
+
+def _let_read(response: Response) -> Response:
+    if response.status_code >= 400:
+        drop_rest()
+    return response
 
 
 def _from_framework(error: HTTPException) -> Response:
