@@ -1,0 +1,139 @@
+"""The lock between processes: fair, bounded, and freed when its holder dies."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from amelia_flask.errors import DatabaseUnavailable
+from amelia_flask.lock import FileLock
+from tests import programs
+from tests.serving import until
+
+TURNS = 600
+TAKE_TURNS = """
+import os
+from amelia_flask.lock import FileLock
+lock, log = FileLock(path), os.open(path.with_name("log"), os.O_APPEND | os.O_CREAT | os.O_WRONLY)
+print("here", flush=True)
+input()
+done = False
+while not done:
+    with lock.held(10):
+        os.write(log, sys.argv[2].encode())
+        os.fsync(log)
+        done = os.fstat(log).st_size >= int(sys.argv[3])
+"""
+HOLD = """
+from amelia_flask.lock import FileLock
+with FileLock(path).held(10):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "amelia.db"
+
+
+@pytest.fixture
+def locks(path: Path) -> Iterator[tuple[FileLock, FileLock]]:
+    """Two, which exclude each other as those of two processes do."""
+    locks = FileLock(path), FileLock(path)
+    yield locks
+    for lock in locks:
+        lock.close()
+
+
+def is_free(path: Path) -> bool:
+    lock = FileLock(path)
+    try:
+        with lock.held(0):
+            return True
+    except DatabaseUnavailable:
+        return False
+    finally:
+        lock.close()
+
+
+def test_two_processes_that_never_rest_get_their_turns_alike(path: Path) -> None:
+    both = [programs.start(TAKE_TURNS, path, name, TURNS) for name in "ab"]
+    for program in both:
+        programs.wait_for_line(program, "here")
+    for program in both:
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+    for program in both:
+        programs.finish(program)
+    turns = Counter(path.with_name("log").read_text())
+    assert min(turns["a"], turns["b"]) >= TURNS / 3
+
+
+def test_a_wait_ends_at_its_deadline(locks: tuple[FileLock, FileLock]) -> None:
+    with locks[0].held(1):
+        begun = monotonic()
+        with pytest.raises(DatabaseUnavailable), locks[1].held(0.2):
+            pass
+        assert 0.2 <= monotonic() - begun < 2
+
+
+def test_a_wait_that_was_given_up_lets_go(path: Path, locks: tuple[FileLock, FileLock]) -> None:
+    with locks[0].held(1), pytest.raises(DatabaseUnavailable), locks[1].held(0.01):
+        pass
+    until(lambda: is_free(path))
+    with locks[1].held(1):
+        assert not is_free(path)
+
+
+def test_a_wait_that_was_given_up_may_be_taken_up_again(locks: tuple[FileLock, FileLock], path: Path) -> None:
+    with locks[0].held(1):
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable), locks[1].held(0.01):
+                pass
+    with locks[1].held(5):
+        assert not is_free(path)
+    assert is_free(path)
+
+
+def test_the_lock_is_let_go_when_its_work_fails(path: Path, locks: tuple[FileLock, FileLock]) -> None:
+    with pytest.raises(ZeroDivisionError), locks[0].held(1):
+        raise ZeroDivisionError
+    assert is_free(path)
+
+
+def test_a_lock_that_is_closed_while_it_waits_never_holds(path: Path, locks: tuple[FileLock, FileLock]) -> None:
+    with locks[0].held(1):
+        with pytest.raises(DatabaseUnavailable), locks[1].held(0.01):
+            pass
+        locks[1].close()
+    until(lambda: is_free(path))
+
+
+def test_kill_9_frees_the_lock(path: Path, locks: tuple[FileLock, FileLock]) -> None:
+    holder = programs.start(HOLD, path)
+    programs.wait_for_line(holder, "held")
+    with pytest.raises(DatabaseUnavailable), locks[0].held(0.05):
+        pass
+    holder.kill()
+    holder.communicate()
+    with locks[0].held(5):
+        pass
+
+
+def test_a_process_ends_without_the_lock_that_it_waited_for(path: Path, locks: tuple[FileLock, FileLock]) -> None:
+    give_up = """
+    from amelia_flask.errors import DatabaseUnavailable
+    from amelia_flask.lock import FileLock
+    lock = FileLock(path)
+    try:
+        lock._acquire(0.05)
+    except DatabaseUnavailable:
+        lock.close()
+        print("gave up")
+    """
+    with locks[0].held(1):
+        assert programs.run(give_up, path) == "gave up\n"
