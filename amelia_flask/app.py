@@ -8,12 +8,14 @@ from amelia_flask import events, models, moves, report, rollups, schema, summari
 from amelia_flask.health import Vitals
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings, from_environment
-from amelia_flask.web import access, docs, errors
+from amelia_flask.web import docs, errors
 from amelia_flask.web import events as events_web
 from amelia_flask.web import health as health_web
 from amelia_flask.web import usage as usage_web
 from amelia_flask.web import workflows as workflows_web
+from amelia_flask.web.access import Access
 from amelia_flask.web.gate import Gate
+from amelia_flask.web.operations import WorkflowId
 
 RESOURCES = (
     health_web.resource,
@@ -33,12 +35,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or from_environment()
     app = Flask("amelia_flask", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.url_map.converters["uuid"] = WorkflowId
     app.url_map.merge_slashes = False  # a redirect would lose the body of a POST
     app.extensions["ledger"] = Ledger(settings)
     app.extensions["vitals"] = Vitals()
     errors.register(app)
-    access.register(app)
     app.before_request(Gate(settings).check)
+    app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]  # the way that Flask names for it
     for resource in RESOURCES:
         app.register_blueprint(resource)
     app.shell_context_processor(lambda: _shell_names(app.extensions["ledger"]))

@@ -1,6 +1,6 @@
 """Now, in UTC, as the text that is stored; and new time-ordered ids."""
 
-import secrets
+import random
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -36,11 +36,12 @@ def milliseconds(start: str, end: str | None) -> int:
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, 5.7) that rises within a process, also when the clock steps back.
 
-    48 bits of Unix milliseconds and 12 bits of their fraction (method 3 of section 6.2), then randomness.
+    48 bits of Unix milliseconds and 12 bits of their fraction (method 3 of section 6.2), then 62 random ones. An id is
+    no secret: they come from a generator that the system seeds, anew in each process.
     """
     global _last
     with _lock:
         _last = max(_last + 1, time.time_ns() * 4096 // 1_000_000)
         stamp = _last
     high = (stamp >> 12) << 16 | 0x7000 | stamp & 0xFFF
-    return str(UUID(int=high << 64 | 0b10 << 62 | secrets.randbits(62)))
+    return str(UUID(int=high << 64 | 0b10 << 62 | random.getrandbits(62)))

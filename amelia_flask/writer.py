@@ -24,7 +24,6 @@ Change = Callable[[SqliteExtDatabase], Result]
 
 MAX_GROUP = 128
 MAX_WAITING = 1000
-LOCK_SECONDS = 5.0
 # A caller gives up after this many seconds if its change is still waiting; one that is being carried out is
 # waited for, because its outcome would be unknown.
 WAIT_SECONDS = 8.0
@@ -37,6 +36,13 @@ class _Item:
     def __init__(self, change: Change[Any]) -> None:
         self.change = change
         self.future: Future[Any] = Future()
+
+
+_Outcome = tuple[_Item, Any, AmeliaError | None]
+
+
+class _MustBeUndone(Exception):
+    """A change failed in the middle of what it wrote."""
 
 
 class Writer:
@@ -109,7 +115,7 @@ class Writer:
         with self._committed:
             self._committed.notify_all()
         if self._thread is not None and self._pid == os.getpid():
-            self._thread.join()
+            self._thread.join(OUTCOME_SECONDS)
             self._lock.close()
 
     def _outcome(self, future: Future[Any]) -> Any:
@@ -125,17 +131,29 @@ class Writer:
 
     def _work(self) -> None:
         try:
-            while (group := self._next_group()) is not None:
-                if group:
-                    self._carry_out(group)
+            while (first := self._queue.get()) is not None:
+                self._carry_out(first)
         finally:
             self._close()  # however the thread ends: no other could, and what it left open would hold the lock
 
-    def _next_group(self) -> list[_Item] | None:
-        """Wait for one change, then take what else is there. None when the writer is to stop."""
-        first = self._queue.get()
-        if first is None:
-            return None
+    def _carry_out(self, first: _Item) -> None:
+        group: list[_Item] = []
+        try:
+            with self._lock.held():
+                # Only now: what came while another process was writing goes with it, or was given up on by then.
+                group = self._take_group(first)
+                outcomes = self._transact(group) if group else []
+        except BaseException as error:
+            self._recover(error)
+            outcomes = [(item, None, _refusal(error)) for item in group or self._take_group(first)]
+        for item, result, failure in outcomes:
+            if failure is None:
+                item.future.set_result(result)
+            else:
+                item.future.set_exception(failure)
+
+    def _take_group(self, first: _Item) -> list[_Item]:
+        """What waits, without what its callers have given up on."""
         group = [first]
         while len(group) < MAX_GROUP:
             try:
@@ -148,23 +166,10 @@ class Writer:
             group.append(item)
         return [item for item in group if item.future.set_running_or_notify_cancel()]
 
-    def _carry_out(self, group: list[_Item]) -> None:
-        try:
-            with self._lock.held(LOCK_SECONDS):
-                outcomes = self._transact(group)
-        except BaseException as error:
-            self._recover(error)
-            outcomes = [(item, None, _refusal(error)) for item in group]
-        for item, result, failure in outcomes:
-            if failure is None:
-                item.future.set_result(result)
-            else:
-                item.future.set_exception(failure)
-
-    def _transact(self, group: list[_Item]) -> list[tuple[_Item, Any, BaseException | None]]:
+    def _transact(self, group: list[_Item]) -> list[_Outcome]:
         self._connect()
         self._db.execute_sql("BEGIN IMMEDIATE")
-        outcomes = [(item, *self._savepoint(item.change)) for item in group]
+        outcomes = self._attempt_all(group)
         self._db.execute_sql("COMMIT")
         with self._committed:
             self.commits += 1
@@ -172,13 +177,36 @@ class Writer:
             self._committed.notify_all()
         return outcomes
 
+    def _attempt_all(self, group: list[_Item]) -> list[_Outcome]:
+        """Carry out the changes without savepoints, which cost as much as a small change; with them where one must be
+        undone.
+        """
+        try:
+            return [(item, *self._attempt(item.change)) for item in group]
+        except _MustBeUndone:
+            if self._db.connection().in_transaction:
+                self._db.execute_sql("ROLLBACK")
+            self._db.execute_sql("BEGIN IMMEDIATE")
+            return [(item, *self._savepoint(item.change)) for item in group]
+
+    def _attempt(self, change: Change[Any]) -> tuple[Any, AmeliaError | None]:
+        """Carry out one change. Raises _MustBeUndone where it failed after it had written."""
+        connection = self._db.connection()
+        written = connection.total_changes
+        try:
+            return change(self._db), None
+        except BaseException as error:
+            if connection.in_transaction and connection.total_changes == written:
+                return None, _refusal(error)
+            raise _MustBeUndone from error
+
     def _connect(self) -> None:
         if not self._db.is_closed() and self._db.has_moved():
             self._db.manual_close()
         if self._db.is_closed():
             self._db.connect()
 
-    def _savepoint(self, change: Change[Any]) -> tuple[Any, BaseException | None]:
+    def _savepoint(self, change: Change[Any]) -> tuple[Any, AmeliaError | None]:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""
         self._db.execute_sql("SAVEPOINT one_change")
         result = None

@@ -1,6 +1,7 @@
 """Request bodies: read whole within the limit, checked for their media type, decoded once."""
 
 import contextlib
+import io
 import sys
 from typing import IO, Any, Generic, TypeVar
 from urllib.parse import parse_qsl
@@ -88,6 +89,9 @@ def check_media_type(accepted: tuple[str, ...]) -> str:
     A page of another origin can send text/plain and forms without asking; so they are refused even where no
     body is needed. Raises UnsupportedMediaType.
     """
+    given: str | None = request.environ.get("CONTENT_TYPE")
+    if given in accepted and "HTTP_CONTENT_ENCODING" not in request.environ:
+        return given
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must be sent without a Content-Encoding.")
     if "Content-Type" not in request.headers:
@@ -105,32 +109,40 @@ def read() -> bytes:
     limit, length = current_app.config["MAX_CONTENT_LENGTH"], request.content_length
     if length is not None and length > limit:
         raise _too_large(limit)
-    chunks, size = [], 0
     try:
-        while chunk := _stream().read(CHUNK):
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            chunks.append(chunk)
+        raw = _take(limit + 1 if length is None else length)
     except BROKEN:
         raise _cut_off() from None
-    if length is not None and size < length:
+    if len(raw) > limit:
+        raise _too_large(limit)
+    if length is not None and len(raw) < length:
         raise _cut_off()
-    return b"".join(chunks)
+    request.environ["wsgi.input"] = io.BytesIO()  # nothing of it is left
+    return raw
 
 
 def drop_rest() -> None:
     """Take in what is left of the body: a client that is still sending gets to read its answer only after that."""
+    # The framework's own limit would refuse to read a body that is too large.
+    request.max_content_length = sys.maxsize
     dropped = 0
     with contextlib.suppress(*BROKEN):
-        while dropped < MOST_DROPPED and (chunk := _stream().read(CHUNK)):
+        while dropped < MOST_DROPPED and (chunk := request.stream.read(CHUNK)):
             dropped += len(chunk)
 
 
-def _stream() -> IO[bytes]:
-    # The framework's own limit would cut a chunked body, or refuse one that just reaches it.
-    request.max_content_length = sys.maxsize
-    return request.stream
+def _take(most: int) -> bytes:
+    """What comes of the body, up to `most` bytes, straight from the server: its stream ends where the body does.
+
+    A body without a length is read only from a server that says so of it (`wsgi.input_terminated`).
+    """
+    environ = request.environ
+    if "CONTENT_LENGTH" not in environ and not environ.get("wsgi.input_terminated"):
+        return b""
+    taken, stream = b"", environ["wsgi.input"]
+    while len(taken) < most and (more := stream.read(most - len(taken))):
+        taken = taken + more if taken else more
+    return taken
 
 
 def _cut_off() -> BadRequest:

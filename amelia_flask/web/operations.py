@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 from flask import Blueprint, Response, current_app
+from werkzeug.routing import BaseConverter
 
 from amelia_flask.errors import AmeliaError
 from amelia_flask.ledger import Ledger
@@ -45,7 +46,7 @@ class Operation:
 
     def handle(self, **path: Any) -> Response:
         """Decode the request, call the view, encode what it gives."""
-        given = {name: str(value) for name, value in path.items()}
+        given = dict(path)
         if self.query is not None:
             given["query"] = decode_query(self.query)
         if self.body is not None:
@@ -53,6 +54,16 @@ class Operation:
         elif self.method != "GET":
             check_media_type((JSON,))
         return respond(self.view(**given))
+
+
+class WorkflowId(BaseConverter):
+    """The id of a workflow in a path: a UUID as text, in the one spelling that is stored."""
+
+    regex = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+
+    def to_python(self, value: str) -> str:
+        """Called by the framework."""
+        return value.lower()
 
 
 class Resource(Blueprint):
