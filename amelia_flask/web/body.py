@@ -9,7 +9,7 @@ import msgspec
 from flask import current_app, request
 from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize, NoMoreData
 from msgspec import UNSET, UnsetType
-from werkzeug.exceptions import ClientDisconnected
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from amelia_flask import strictjson
 from amelia_flask.errors import (
@@ -122,7 +122,7 @@ def read() -> bytes:
 def drop_rest() -> None:
     """Take in what is left of the body: a client that is still sending gets to read its answer only after that."""
     dropped = 0
-    with contextlib.suppress(*BROKEN):
+    with contextlib.suppress(*BROKEN, RequestEntityTooLarge):
         while dropped < MOST_DROPPED and (chunk := _stream().read(CHUNK)):
             dropped += len(chunk)
 
