@@ -175,7 +175,10 @@ def param(name: str) -> Any:
 
 
 class Prepared:
-    """A query made from the models and compiled once; what is left to do at each run is the database's work."""
+    """A query made from the models and compiled once; what is left to do at each run is the database's work.
+
+    It goes straight to the engine's connection and raises what that raises, not Peewee's twins of it.
+    """
 
     def __init__(self, build: Callable[[], Any]) -> None:
         self._build = build
@@ -185,7 +188,7 @@ class Prepared:
         """All rows of the result, or of RETURNING. `values` names every `param` of the query."""
         sql, params = self._compiled.get(type(db)) or self._compile(db)
         given = [values[value] if isinstance(value, _Name) else value for value in params]
-        rows: list[Row] = db.execute_sql(sql, given).fetchall()
+        rows: list[Row] = db.connection().execute(sql, given).fetchall()
         return rows
 
     def run_many(self, db: Any, rows: list[Row]) -> None:

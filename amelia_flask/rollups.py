@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import peewee
 
 from amelia_flask import clock
-from amelia_flask.database import Prepared, Row, param
+from amelia_flask.database import MISTAKES, Prepared, Row, param
 from amelia_flask.errors import NotFound, ValidationError, invalid
 from amelia_flask.models import (
     ACTIVE,
@@ -158,7 +158,7 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
             values = sums._asdict() | {"agent": agent, "model": model}
             _add_to_day.run(tx, day=day, **values)
             _add_to_breakdown.run(tx, workflow=workflow_id, first_day=day, **values)
-    except peewee.IntegrityError:
+    except MISTAKES:
         raise _too_large() from None
     _count_models(tx, before, dict(_first_days.run(tx, workflow=workflow_id)), status)
     return count

@@ -3,14 +3,14 @@
 import contextlib
 import io
 import sys
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
 from flask import current_app, request
 from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize, NoMoreData
 from msgspec import UNSET, UnsetType
-from werkzeug.exceptions import ClientDisconnected
+from werkzeug.exceptions import ClientDisconnected, RequestEntityTooLarge
 
 from amelia_flask import strictjson
 from amelia_flask.errors import (
@@ -126,7 +126,7 @@ def drop_rest() -> None:
     # The framework's own limit would refuse to read a body that is too large.
     request.max_content_length = sys.maxsize
     dropped = 0
-    with contextlib.suppress(*BROKEN):
+    with contextlib.suppress(*BROKEN, RequestEntityTooLarge):
         while dropped < MOST_DROPPED and (chunk := request.stream.read(CHUNK)):
             dropped += len(chunk)
 
