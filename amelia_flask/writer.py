@@ -38,11 +38,8 @@ class _Item:
         self.future: Future[Any] = Future()
 
 
+_Result = tuple[Any, AmeliaError | None]
 _Outcome = tuple[_Item, Any, AmeliaError | None]
-
-
-class _MustBeUndone(Exception):
-    """A change failed in the middle of what it wrote."""
 
 
 class Writer:
@@ -168,37 +165,46 @@ class Writer:
 
     def _transact(self, group: list[_Item]) -> list[_Outcome]:
         self._connect()
-        self._db.execute_sql("BEGIN IMMEDIATE")
-        outcomes = self._attempt_all(group)
-        self._db.execute_sql("COMMIT")
+        outcomes = self._attempt_all(group) or self._commit(group, self._savepoint)
         with self._committed:
             self.commits += 1
             self.failure = None
             self._committed.notify_all()
         return outcomes
 
-    def _attempt_all(self, group: list[_Item]) -> list[_Outcome]:
-        """Carry out the changes without savepoints, which cost as much as a small change; with them where one must be
-        undone.
-        """
+    def _attempt_all(self, group: list[_Item]) -> list[_Outcome] | None:
+        """The outcomes; None, and nothing stored, where one change must be undone apart from its neighbours."""
         try:
-            return [(item, *self._attempt(item.change)) for item in group]
-        except _MustBeUndone:
-            if self._db.connection().in_transaction:
-                self._db.execute_sql("ROLLBACK")
-            self._db.execute_sql("BEGIN IMMEDIATE")
-            return [(item, *self._savepoint(item.change)) for item in group]
+            return self._commit(group, self._attempt)
+        except BaseException:
+            if not self._db.connection().in_transaction:
+                raise
+        # Outside the handler, because a cursor that was left open lives as long as the error that left it.
+        self._db.execute_sql("ROLLBACK")
+        return None
 
-    def _attempt(self, change: Change[Any]) -> tuple[Any, AmeliaError | None]:
-        """Carry out one change. Raises _MustBeUndone where it failed after it had written."""
+    def _commit(self, group: list[_Item], carry_out: Callable[[Change[Any]], _Result]) -> list[_Outcome]:
+        self._db.execute_sql("BEGIN IMMEDIATE")
+        outcomes = [(item, *carry_out(item.change)) for item in group]
+        self._db.execute_sql("COMMIT")
+        return outcomes
+
+    def _attempt(self, change: Change[Any]) -> _Result:
+        """Carry out one change without a savepoint, which costs as much as a small change does.
+
+        Raises what the change raises where it had written by then: the group is done over, with savepoints.
+        """
         connection = self._db.connection()
         written = connection.total_changes
         try:
-            return change(self._db), None
+            result = change(self._db)
         except BaseException as error:
-            if connection.in_transaction and connection.total_changes == written:
-                return None, _refusal(error)
-            raise _MustBeUndone from error
+            if not connection.in_transaction or connection.total_changes != written:
+                raise
+            return None, _refusal(error)
+        if not connection.in_transaction:
+            raise DatabaseUnavailable
+        return result, None
 
     def _connect(self) -> None:
         if not self._db.is_closed() and self._db.has_moved():
@@ -206,7 +212,7 @@ class Writer:
         if self._db.is_closed():
             self._db.connect()
 
-    def _savepoint(self, change: Change[Any]) -> tuple[Any, AmeliaError | None]:
+    def _savepoint(self, change: Change[Any]) -> _Result:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""
         self._db.execute_sql("SAVEPOINT one_change")
         result = None

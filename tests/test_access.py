@@ -17,7 +17,7 @@ LINE = re.compile(r"(\S+) (\S+) (\d{3}) (\d+\.\d) ms (\S+)")
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """What is logged of requests."""
-    caplog.set_level(logging.INFO, "amelia_flask.access")
+    caplog.set_level(logging.DEBUG, "amelia_flask.access")
     return caplog
 
 
@@ -90,6 +90,16 @@ def test_faults_and_closed_gates_have_their_lines_too(app: Flask, lines: pytest.
         ["GET", "/api/health", "421"],
         ["DELETE", "/api/health", "405"],
     ]
+
+
+def test_only_refusals_and_faults_are_news(app: Flask, lines: pytest.LogCaptureFixture) -> None:
+    client = app.test_client()
+    client.get("/api/health/live")
+    client.get("/no/such/path")
+    del app.extensions["vitals"]
+    client.get("/api/health")
+    levels = [record.levelname for record in lines.records if record.name == "amelia_flask.access"]
+    assert levels == ["DEBUG", "INFO", "WARNING"]
 
 
 def test_the_servers_log_holds_no_query_no_body_and_no_token(tmp_path: Path) -> None:

@@ -250,16 +250,28 @@ def test_a_database_locked_for_too_long_is_unavailable_and_heals(path: Path, mon
 def test_a_file_lock_held_for_too_long_is_unavailable_and_heals(
     writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(writing, "WAIT_SECONDS", 0.05)
     other = FileLock(path)
-    with other.held(1):
+    with other.held():
         for name in ("a", "b"):
-            with pytest.raises(DatabaseUnavailable):
+            with pytest.raises(DatabaseUnavailable) as refusal:
                 writer.run(add(name))
+            assert refusal.value.details == {}, "it was withdrawn"
     other.close()
-    monkeypatch.setattr(writing, "LOCK_SECONDS", 5.0)
+    monkeypatch.setattr(writing, "WAIT_SECONDS", 8.0)
     assert writer.run(add("c")) == "c"
     assert stored(path) == ["c"]
+
+
+def test_what_comes_while_another_process_writes_goes_into_one_group(writer: Writer, path: Path) -> None:
+    assert writer.run(add("first")) == "first"
+    before, other = writer.commits, FileLock(path)
+    with other.held():
+        futures = [send(writer, add(name)) for name in "abc"]
+        until(partial(has_waiting, writer, 2))  # the third is in the hands of the writer, which waits for the lock
+    assert [future.result(30) for future in futures] == ["a", "b", "c"]
+    other.close()
+    assert writer.commits == before + 1
 
 
 def test_a_change_that_was_given_up_while_it_waited_is_never_stored(
