@@ -83,7 +83,7 @@ def _prices_all(rates: Any, usage: Any) -> bool:
 def _names(model: str) -> list[tuple[str | None, str]]:
     """The providers and names under which a price may be known: the model's own first.
 
-    `anthropic/claude-sonnet-4-5` is a provider with its name, `anthropic/claude-sonnet-4.5` one of OpenRouter's.
+    `anthropic/claude-sonnet-4-5` is a provider with a name of its own, `amazon/nova-pro-v1` a name of OpenRouter's.
     """
     provider, slash, name = model.partition("/")
     return [(None, model), (provider, name), ("openrouter", model)] if slash else [(None, model)]

@@ -216,9 +216,8 @@ NUMBERS = [
 ]
 LISTS = "status=active status= status=PENDING cursor=x cursor= cursor=%00 cursor=%ff issue_id=a%20b worktree=relative"
 LISTS += " worktree=/.. worktree= worktree=/%00 unknown=1 limit=1&limit=2 limit[]=1 limit=0 limit=101"
-PAGES = (
-    "order=up order= level=fatal event_type=A agent= agent=%00 %ff=1 = a wait=nan wait=inf wait=-1 wait=31 wait=1e9"
-)
+PAGES = "order=up order= level=fatal event_type=A agent= agent=%00 agent=%ff agent=%ed%a0%80 %ff=1 = a"
+PAGES += " wait=nan wait=inf wait=-1 wait=31 wait=1e9"
 PERIODS = "preset=1d preset= preset=7D start=x&end=y start=2026-01-01 end=2026-01-01 days=7 preset=%00"
 PERIODS += " start=2026-01-02&end=2026-01-01 start=2026-02-30&end=2026-03-01 start=2026-1-1&end=2026-1-2"
 PERIODS += " preset=7d&start=2026-01-01&end=2026-01-02 start=0000-01-01&end=0001-01-01"

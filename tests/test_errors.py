@@ -12,7 +12,6 @@ from peewee import sqlite3 as engine
 from amelia_flask import create_app, errors
 from amelia_flask.errors import AmeliaError
 from amelia_flask.settings import from_environment
-from amelia_flask.web.access import HEADERS, POLICY
 from tests.answers import EVENT, USAGE, check_refusal, check_refused, exchange, new_workflow
 from tests.serving import Server
 
@@ -22,6 +21,17 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 # What a call takes, where it needs more than nothing.
 BODIES = {"events": EVENT, "token-usage": USAGE, "reject": {"feedback": "no"}, "fail": {"reason": "no"}}
+
+POLICY = "default-src 'none'; frame-ancestors 'none'"
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+}
 
 
 def rules() -> dict[str, set[str]]:

@@ -29,6 +29,7 @@ MIXED_PRICE = Price(5_000_000, 9_000_000)
         ("anthropic/claude-haiku-4-5", MIXED, MIXED_PRICE),
         ("anthropic/claude-haiku-4.5", MIXED, MIXED_PRICE),
         ("openrouter/anthropic/claude-haiku-4.5", MIXED, MIXED_PRICE),
+        ("amazon/nova-pro-v1", Counts(1_000_000, 0, 0, 0), Price(800_000_000, 0)),
         # The whole prompt decides the tier: above 200,000 tokens input costs 6 and output 22.5.
         ("claude-sonnet-4-5", Counts(200_000, 0, 0, 0), Price(600_000_000, 0)),
         ("claude-sonnet-4-5", Counts(100_000, 1000, 100_001, 0), Price(682_500_600, 540_005_400)),

@@ -1,5 +1,6 @@
 """The schema: what other programs find in the database, and how it gets there."""
 
+import shutil
 import sqlite3
 import stat
 from collections import Counter
@@ -276,6 +277,20 @@ def test_the_database_of_another_program_is_refused_and_not_touched(tmp_path: Pa
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(statement)
     refuse_untouched(path, "belongs to another program")
+
+
+def test_what_another_program_left_in_its_log_is_not_touched(tmp_path: Path) -> None:
+    running, path = tmp_path / "running.db", tmp_path / "crashed.db"
+    with closing(sqlite3.connect(running)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE notes (x)")
+        shutil.copy(running, path)
+        shutil.copy(f"{running}-wal", f"{path}-wal")
+    files = path, path.with_name("crashed.db-wal")
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(SchemaError, match="belongs to another program"):
+        schema.set_up(path)
+    assert [file.read_bytes() for file in files] == before
 
 
 def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: Path) -> None:

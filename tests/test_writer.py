@@ -183,6 +183,19 @@ def test_nobody_is_told_of_success_when_the_transaction_is_gone(writer: Writer, 
     assert "c" not in stored(path)
 
 
+def test_the_log_tells_why_the_engine_gave_up_a_transaction(
+    writer: Writer, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(tx: Any) -> None:
+        tx.execute_sql("ROLLBACK")  # as the engine itself may do when the disk is full
+        raise peewee.OperationalError("database or disk is full")
+
+    with pytest.raises(DatabaseUnavailable):
+        writer.run(full)
+    assert "disk is full" in caplog.text
+    assert stored(path) == []
+
+
 def test_a_cursor_that_was_not_read_fails_alone_and_does_not_hold_the_lock(writer: Writer, path: Path) -> None:
     unread = "INSERT INTO health_check VALUES ('b', ''), ('bb', '') RETURNING id"
     with busy(writer):
