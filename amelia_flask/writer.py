@@ -140,6 +140,7 @@ class Writer:
                 # Only now: what came while another process was writing goes with it, or was given up on by then.
                 group = self._take_group(first)
                 outcomes = self._transact(group) if group else []
+            self._look_after(outcomes)
         except BaseException as error:
             self._recover(error)
             outcomes = [(item, None, _refusal(error)) for item in group or self._take_group(first)]
@@ -148,6 +149,12 @@ class Writer:
                 item.future.set_result(result)
             else:
                 item.future.set_exception(failure)
+
+    def _look_after(self, outcomes: list[_Outcome]) -> None:
+        """Open a new connection after a change that met a fault of the database, which may be this connection's."""
+        for _, _, failure in outcomes:
+            if isinstance(failure, DatabaseUnavailable):
+                return self._recover(failure)
 
     def _take_group(self, first: _Item) -> list[_Item]:
         """What waits, without what its callers have given up on."""
