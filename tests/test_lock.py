@@ -63,10 +63,7 @@ def test_two_processes_that_never_rest_get_their_turns_alike(path: Path) -> None
     both = [programs.start(TAKE_TURNS, path, name, TURNS) for name in "ab"]
     for program in both:
         programs.wait_for_line(program, "here")
-    for program in both:
-        assert program.stdin is not None
-        program.stdin.write("\n")
-        program.stdin.flush()
+    programs.tell_all(both)
     for program in both:
         programs.finish(program)
     turns = Counter(path.with_name("log").read_text())
