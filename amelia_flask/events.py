@@ -133,6 +133,13 @@ class NewRow(NamedTuple):
     correlation_id: str | None
 
 
+class Arrived(NamedTuple):
+    """An event as it was sent, and as it will be stored."""
+
+    event: NewEvent
+    row: NewRow
+
+
 _COLUMNS = (
     Event.id,
     Event.workflow,
@@ -174,25 +181,29 @@ _close_stage = Prepared(
 )
 
 
-def append(tx: Any, workflow_id: str, new: Sequence[NewEvent]) -> AppendedEvents:
+def arrived(new: Sequence[NewEvent]) -> list[Arrived]:
+    """The events with their ids and times, as they will be stored. Done before the transaction, which it shortens."""
+    now = clock.to_text(clock.now())
+    return [Arrived(event, _row(event, now)) for event in new]
+
+
+def append(tx: Any, workflow_id: str, new: Sequence[Arrived]) -> AppendedEvents:
     """Store the events at the end of the workflow's timeline, all or none.
 
     An event whose id is stored already with the same content is not stored again and answers with where it
     stands. Raises NotFound, and IdReused for an id that is taken by other content.
     """
-    now = clock.to_text(clock.now())
-    rows = [_row(event, now) for event in new]
     places: dict[str, Appended] = {}
     fresh: dict[str, NewRow] = {}
-    for event, row in zip(new, rows, strict=True):
+    for event, row in new:
         place = _twin(tx, workflow_id, event, row, fresh) if event.id is not None else None
         if place is not None:
             places[row.id] = place
         elif row.id not in fresh:
             fresh[row.id] = row
     if fresh:
-        places.update((place.id, place) for place in _store(tx, workflow_id, list(fresh.values()), now))
-    return AppendedEvents([places[row.id] for row in rows], len(rows) - len(fresh))
+        places.update((place.id, place) for place in _store(tx, workflow_id, list(fresh.values())))
+    return AppendedEvents([places[row.id] for _, row in new], len(new) - len(fresh))
 
 
 def append_own(
@@ -207,7 +218,7 @@ def append_own(
     """Store an event of the service itself, whose id must be new, in the transaction of what it tells of."""
     text = msgspec.json.encode(data).decode() if data else None
     row = NewRow(event_id or clock.new_id(), now, SERVICE, event_type, "info", message, text, None)
-    _store(tx, workflow_id, [row], now)
+    _store(tx, workflow_id, [row])
     return get(tx, row.id)
 
 
@@ -306,8 +317,9 @@ def same_json(one: str | None, other: str | None) -> bool:
     return canonical(msgspec.json.decode(one)) == canonical(msgspec.json.decode(other))
 
 
-def _store(tx: Any, workflow_id: str, rows: list[NewRow], now: str) -> list[Appended]:
+def _store(tx: Any, workflow_id: str, rows: list[NewRow]) -> list[Appended]:
     """Give the rows their numbers and insert them. The position is taken last: its row is everybody's."""
+    now = clock.to_text(clock.now())
     taken = _take_sequences.run(tx, workflow=workflow_id, count=len(rows), now=now)
     if not taken:
         raise NotFound

@@ -152,9 +152,9 @@ class Writer:
 
     def _look_after(self, outcomes: list[_Outcome]) -> None:
         """Open a new connection after a change that met a fault of the database, which may be this connection's."""
-        for _, _, failure in outcomes:
-            if isinstance(failure, DatabaseUnavailable):
-                return self._recover(failure)
+        faults = [failure for _, _, failure in outcomes if isinstance(failure, DatabaseUnavailable)]
+        if faults:
+            self._recover(faults[0])
 
     def _take_group(self, first: _Item) -> list[_Item]:
         """What waits, without what its callers have given up on."""

@@ -1,5 +1,6 @@
 """Python programs in processes of their own, for what one process alone cannot show."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,3 +35,18 @@ def wait_for_line(program: subprocess.Popen[str], line: str) -> None:
     assert program.stdout is not None
     found = program.stdout.readline().strip()
     assert found == line, (found, program.communicate(timeout=SECONDS)[1])
+
+
+def tell_all(programs: list[subprocess.Popen[str]]) -> None:
+    """Let programs that wait for a line begin at one moment."""
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+
+
+def open_files(folder: Path) -> set[str]:
+    """The names of the files in this folder that this process has open."""
+    fds = Path("/proc/self/fd")
+    opened = [Path(os.readlink(fds / name)) for name in os.listdir(fds) if (fds / name).is_symlink()]
+    return {file.name for file in opened if file.parent == folder}

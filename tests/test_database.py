@@ -21,6 +21,7 @@ from amelia_flask.database import (
     reading,
 )
 from amelia_flask.errors import DatabaseUnavailable, SchemaError
+from tests import programs
 from tests.ledgers import rows
 
 PRAGMAS = {
@@ -90,7 +91,7 @@ def test_a_connection_whose_pragma_does_not_take_is_refused(path: Path) -> None:
     with using(SqliteExtDatabase(path, (("journal_mode", "delete", "wal"),), 1)) as db:
         with pytest.raises(SchemaError, match="journal_mode"):
             db.connect()
-        assert open_files(path) == []
+        assert programs.open_files(path.parent) == set()
 
 
 def test_a_file_that_another_program_keeps_out_of_wal_mode_is_refused(tmp_path: Path) -> None:
@@ -105,18 +106,11 @@ def test_a_file_that_another_program_keeps_out_of_wal_mode_is_refused(tmp_path: 
 
 def test_nothing_is_opened_before_the_first_use(path: Path) -> None:
     with using(open_readers(path, 2)) as readers, using(open_writer(path)) as writer:
-        assert open_files(path) == []
+        assert programs.open_files(path.parent) == set()
         one(readers, "SELECT 1")
         one(writer, "SELECT 1")
-        assert str(path) in open_files(path)
-    assert open_files(path) == []
-
-
-def open_files(path: Path) -> list[str]:
-    """The files in the database's folder that this process has open."""
-    fds = Path("/proc/self/fd")
-    named = [os.readlink(fds / name) for name in os.listdir(fds) if (fds / name).is_symlink()]
-    return [name for name in named if name.startswith(str(path.parent))]
+        assert path.name in programs.open_files(path.parent)
+    assert programs.open_files(path.parent) == set()
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
@@ -164,7 +158,7 @@ def test_a_connection_to_a_file_that_was_replaced_is_not_lent_again(path: Path, 
 def test_a_connection_on_which_something_failed_is_thrown_away(path: Path, readers: SqliteExtDatabase) -> None:
     with pytest.raises(DatabaseUnavailable), reading(readers):
         readers.execute_sql("SELECT * FROM no_such_table")
-    assert open_files(path) == []
+    assert programs.open_files(path.parent) == set()
     assert one(readers, "SELECT 1") == 1
 
 

@@ -154,14 +154,14 @@ class Histories(RuleBasedStateMachine):
         given = [new_event(**members) for members in batch]
         before = dump(self.path)
         try:
-            answer = self.ledger.write(events.append, workflow, given)
+            answer = self.ledger.write(events.append, workflow, events.arrived(given))
         except (IdReused, NotFound):
             assert dump(self.path) == before
             return
         assert workflow in self.status
         self.acknowledge(workflow, answer.events)
         again = [new_event(**members | {"id": place.id}) for members, place in zip(batch, answer.events, strict=True)]
-        self.repeated(lambda: self.ledger.write(events.append, workflow, again))
+        self.repeated(lambda: self.ledger.write(events.append, workflow, events.arrived(again)))
 
     @rule(workflow=known, batch=st.lists(usage_members, min_size=1, max_size=3))
     def record(self, workflow: str, batch: list[dict[str, Any]]) -> None:
@@ -184,7 +184,7 @@ class Histories(RuleBasedStateMachine):
         """A change that fails half-way leaves nothing, and its neighbours alone."""
 
         def change(tx: Any) -> None:
-            events.append(tx, workflow, [new_event(**members | {"id": None}) for members in batch])
+            events.append(tx, workflow, events.arrived([new_event(**members | {"id": None}) for members in batch]))
             raise Fault
 
         self.refused(AmeliaError, lambda: self.ledger.write(change))

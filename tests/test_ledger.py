@@ -1,6 +1,5 @@
 """The record as a process holds it: opened where it is used, closed when told."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,6 @@ def count(db: Any, most: int = 10) -> int:
     return min(int(db.execute_sql("SELECT COUNT(*) FROM health_check").fetchone()[0]), most)
 
 
-def open_files(folder: Path) -> set[str]:
-    """The files in this folder that this process has open."""
-    fds = Path("/proc/self/fd")
-    named = [Path(os.readlink(fds / name)) for name in os.listdir(fds) if (fds / name).is_symlink()]
-    return {name.name for name in named if name.parent == folder}
-
-
 def test_a_write_is_read_at_once(ledger: Ledger) -> None:
     assert ledger.read(count) == 0
     assert [ledger.write(add, name) for name in "ab"] == ["a", "b"]
@@ -43,12 +35,12 @@ def test_making_one_opens_nothing_and_closing_one_leaves_nothing_open(tmp_path: 
     path = tmp_path / "amelia.db"
     schema.set_up(path)
     ledger = Ledger(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
-    assert open_files(tmp_path) == set()
+    assert programs.open_files(tmp_path) == set()
     ledger.write(add, "a")
     ledger.read(count)
-    assert open_files(tmp_path) >= {"amelia.db", "amelia.db-wal"}
+    assert programs.open_files(tmp_path) >= {"amelia.db", "amelia.db-wal"}
     ledger.close()
-    assert open_files(tmp_path) == set()
+    assert programs.open_files(tmp_path) == set()
     assert not path.with_name("amelia.db-wal").exists()
 
 

@@ -215,8 +215,8 @@ def test_an_event_id_with_other_content_is_refused_whatever_the_status(
 @pytest.mark.parametrize("name", TABLE)
 def test_an_event_id_that_tells_of_something_else_is_refused(client: FlaskClient, name: str) -> None:
     workflow, other = create(client, SOURCE[name]), create(client, SOURCE[name])
-    append(client, workflow, id="a-note")
-    move(client, other, name, event_id="of-another")
+    told = move(client, other, name, event_id="of-another")["event"]
+    append(client, workflow, id="a-note", message=told["message"], data=told["data"])
     move(client, workflow, "cancel", event_id="another-move", actor="me")
     for event_id in ("a-note", "of-another", "another-move"):
         refused(client, 409, "ID_REUSED", "POST", url(workflow, name), json=said(name, event_id=event_id))

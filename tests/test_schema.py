@@ -233,10 +233,7 @@ def test_ten_processes_may_set_up_at_once(path: Path, tmp_path: Path) -> None:
     starting = [programs.start(code, new) for _ in range(10)]
     for program in starting:
         programs.wait_for_line(program, "here")
-    for program in starting:
-        assert program.stdin is not None
-        program.stdin.write("\n")
-        program.stdin.flush()
+    programs.tell_all(starting)
     names = str([file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))])
     assert Counter(programs.finish(program).strip() for program in starting) == {names: 1, "[]": 9}
     assert rows(new, MASTER) == rows(path, MASTER)

@@ -25,7 +25,7 @@ from tests import ledgers
 ledger = ledgers.opened(path)
 print("here", flush=True)
 input()
-ledger.write(events.append, sys.argv[2], [ledgers.new_event(message="from elsewhere")])
+ledger.write(events.append, sys.argv[2], events.arrived([ledgers.new_event(message="from elsewhere")]))
 ledger.close()
 """
 
@@ -46,7 +46,7 @@ def reader(ledger: Ledger, workflow: str, after: int) -> Callable[[], EventPage]
 
 
 def append(ledger: Ledger, workflow: str, message: str = "m") -> None:
-    ledger.write(events.append, workflow, [ledgers.new_event(message=message)])
+    ledger.write(events.append, workflow, events.arrived([ledgers.new_event(message=message)]))
 
 
 def waiting(

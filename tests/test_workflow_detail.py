@@ -188,6 +188,14 @@ def test_each_member_is_patched_alone_whatever_the_status(client: FlaskClient, s
     assert patched(client, workflow)["state"] == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("sent", [{}, {"json": {}}, {"content_type": "application/json"}])
+def test_a_patch_of_nothing_needs_no_body_and_makes_a_version(client: FlaskClient, sent: dict[str, Any]) -> None:
+    workflow = create(client, state={"a": 1})
+    before = read(client, workflow)
+    assert client.patch(url(workflow), **sent).headers["ETag"] == tag(client, workflow) == '"2"'
+    assert read(client, workflow) == before
+
+
 @pytest.mark.parametrize(
     ("member", "value"),
     [

@@ -266,7 +266,7 @@ def _store(tx: Any, session: Session, part: list[events.NewEvent], has_ended: bo
     stored: list[int] = []
 
     def fill(workflow_id: str) -> None:
-        known = events.append(tx, workflow_id, part).duplicates if part else 0
+        known = events.append(tx, workflow_id, events.arrived(part)).duplicates if part else 0
         stored.extend((known, *usage.record_or_grow(tx, workflow_id, session.records)))
 
     workflow_id = session.workflow_id or _known(tx, session)
