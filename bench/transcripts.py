@@ -60,20 +60,20 @@ class _Session:
     def _turn(self, is_sidechain: bool) -> Iterator[str]:
         answer = {"id": f"msg_{self._hex(24)}", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5"}
         request = {"requestId": f"req_{self._hex(24)}", "isSidechain": is_sidechain}
-        tool = {
+        tool: dict[str, Any] = {
             "type": "tool_use",
             "id": f"toolu_{self._hex(24)}",
             "name": self._chance.choice(["Read", "Bash", "Edit"]),
+            "input": {"file_path": f"{self._cwd}/src/{self._hex(6)}.py", "content": self._text(20, 1200)},
         }
-        tool["input"] = {"file_path": f"{self._cwd}/src/{self._hex(6)}.py", "content": self._text(20, 1200)}
         used = self._usage()
         for content in ({"type": "text", "text": self._text(40, 900)}, tool):
             yield self._line("assistant", message=answer | {"content": [content], "usage": used}, **request)
-        yield self._result(str(tool["id"]), is_sidechain)
+        yield self._result(tool["id"], is_sidechain)
 
     def _result(self, tool: str, is_sidechain: bool) -> str:
         """What a tool gave back stands in the line twice: for the model, and for the terminal."""
-        text = self._text(200, 9000)
+        text = self._text(200, 6000)
         block = {
             "type": "tool_result",
             "tool_use_id": tool,
