@@ -268,7 +268,7 @@ class UsageByDay(Table):
 
     class Meta:
         table_name = "usage_by_day"
-        primary_key = CompositeKey("day", "agent", "model")
+        primary_key = CompositeKey("day", "model", "agent")
         without_rowid = True
 
 

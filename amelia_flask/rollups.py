@@ -160,8 +160,8 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
     total = reduce(Sums.plus, (sums for _, sums in added), Sums())
     if max(*total, total.tokens) > LARGEST_TOTAL:
         raise _too_large()
-    models = {model for (_, _, model), _ in added}
-    before = _first_used(tx, workflow_id, models)
+    days = _first_days_of(added)
+    before = {model: _first_day.run(tx, workflow=workflow_id, model=model)[0][0] for model in days}
     try:
         count, status = _add_to_totals(tx, workflow_id, records, total)
         for (day, agent, model), sums in _grouped(added).items():
@@ -170,7 +170,7 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
             _add_to_breakdown.run(tx, workflow=workflow_id, first_day=day, **values)
     except peewee.IntegrityError:
         raise _too_large() from None
-    _count_models(tx, before, _first_used(tx, workflow_id, models), status)
+    _count_models(tx, before, days, status)
     return count
 
 
@@ -220,17 +220,20 @@ def _add_to_totals(tx: Any, workflow_id: str, records: int, total: Sums) -> tupl
     return taken[0][0], taken[0][1]
 
 
-def _first_used(tx: Any, workflow_id: str, models: Iterable[str]) -> dict[str, str | None]:
-    """The first day on which the workflow used each of these models, None where it has not yet."""
-    return {model: _first_day.run(tx, workflow=workflow_id, model=model)[0][0] for model in models}
+def _first_days_of(added: list[tuple[Key, Sums]]) -> dict[str, str]:
+    """The first of the days on which each model was used."""
+    days: dict[str, str] = {}
+    for (day, _, model), _ in added:
+        days[model] = min(day, days.get(model, day))
+    return days
 
 
-def _count_models(tx: Any, before: dict[str, str | None], after: dict[str, str | None], status: str) -> None:
+def _count_models(tx: Any, before: dict[str, str | None], days: dict[str, str], status: str) -> None:
     """Count the workflow on the day on which it first used each model; a late record may move that day back."""
     finished, successful = _ending(status)
-    for model, day in after.items():
+    for model, day in days.items():
         earlier = before[model]
-        if earlier == day:
+        if earlier is not None and earlier <= day:
             continue
         if earlier is not None:
             _add_models.run(tx, day=earlier, model=model, workflows=-1, finished=-finished, successful=-successful)

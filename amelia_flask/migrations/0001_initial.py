@@ -84,7 +84,7 @@ STATEMENTS = (
         'DEFAULT 0 CHECK (unpriced_tokens BETWEEN 0 AND 4611686018427387904), "cost_nano" INTEGER NOT NULL '
         'DEFAULT 0 CHECK (cost_nano BETWEEN 0 AND 4611686018427387904), "savings_nano" INTEGER NOT NULL '
         "DEFAULT 0 CHECK (savings_nano BETWEEN -4611686018427387904 AND 4611686018427387904), PRIMARY KEY "
-        '("day", "agent", "model")) WITHOUT ROWID'
+        '("day", "model", "agent")) WITHOUT ROWID'
     ),
     (
         'CREATE TABLE "usage_by_workflow" ("workflow_id" TEXT NOT NULL, "agent" TEXT NOT NULL, "model" TEXT '
