@@ -79,7 +79,6 @@ class Session:
     last: datetime
     first_event: str | None = None
     requests: list[usage.NewUsage] = field(default_factory=list)
-    workflow_id: str | None = None
 
     @property
     def own_id(self) -> str:
@@ -175,7 +174,7 @@ def store(ledger: Ledger, found: Survey, step: Step, now: datetime | None = None
     for waiting in _waiting(found, step):
         parts = [_part(found.sessions[key], new, ended_before) for key, new in waiting.items()]
         for part, outcome in zip(parts, ledger.write(_store, parts), strict=True):
-            part.session.workflow_id, part.session.requests = outcome.workflow_id, []
+            part.session.requests = []
             stored.add(outcome)
     return stored
 
@@ -306,7 +305,7 @@ def _store_part(tx: Any, part: _Part) -> _Outcome:
         counts.extend((len(part.events) - known, known, *grown))
 
     session = part.session
-    workflow_id = session.workflow_id or _known(tx, session)
+    workflow_id = _known(tx, session)
     if workflow_id is not None:
         fill(workflow_id)
         _complete(tx, workflow_id, part)
@@ -348,10 +347,6 @@ def _start(tx: Any, session: Session) -> str:
 
 def _complete(tx: Any, workflow_id: str, part: _Part) -> None:
     """Complete the session's own workflow, which was taken in while it went on."""
-    session = part.session
-    if (
-        part.has_ended
-        and workflow_id == session.own_id
-        and summaries.summary(tx, workflow_id).status == "in_progress"
-    ):
-        moves.carry_out(tx, workflow_id, "complete", moves.Report(), session.last)
+    is_own = workflow_id == part.session.own_id
+    if is_own and part.has_ended and summaries.summary(tx, workflow_id).status == "in_progress":
+        moves.carry_out(tx, workflow_id, "complete", moves.Report(), part.session.last)
