@@ -1,10 +1,11 @@
-# Two commands carry the project: `make serve` and `make test`. Both make the environment first.
+# Two commands carry the project: `make serve` and `make test`; `make bench` measures it. All make the environment
+# first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint types unit clean
+.PHONY: serve test lint types unit bench clean
 
 serve: $(VENV)/.serve
 	$(BIN)/amelia-flask serve
@@ -20,6 +21,9 @@ types: $(VENV)/.test
 
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+bench: $(VENV)/.serve
+	$(BIN)/python -m bench
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

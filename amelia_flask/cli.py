@@ -11,8 +11,9 @@ import click
 
 from amelia_flask import __version__, schema
 from amelia_flask.errors import AmeliaError
-from amelia_flask.intake.transcripts import Format, files_of, take_in
+from amelia_flask.intake.transcripts import Format, files_of, store, survey
 from amelia_flask.ledger import Ledger
+from amelia_flask.progress import progress
 from amelia_flask.settings import Settings, from_environment
 
 
@@ -79,19 +80,17 @@ def import_claude_code(paths: tuple[Path, ...]) -> None:
 def _import_transcripts(form: Format, files: list[Path]) -> None:
     settings = from_environment()
     schema.set_up(settings.database_path)
-    # Every file is read twice.
-    length = 2 * sum(file.stat().st_size for file in files)
-    with (
-        closing(Ledger(settings)) as ledger,
-        click.progressbar(length=length, label=f"Reading {len(files)} files", file=sys.stderr) as bar,
-    ):
-        taken = take_in(ledger, form, files, bar.update)
-    for line in taken.malformed:
+    length = sum(file.stat().st_size for file in files)
+    with progress(f"Reading {len(files)} files", length) as step:
+        found = survey(form, files, step)
+    for line in found.malformed:
         click.echo(line, err=True)
-    click.echo(f"{taken.lines} lines, {len(taken.malformed)} malformed, {taken.skipped} of other kinds")
-    click.echo(f"{len(taken.workflows)} workflows")
-    click.echo(f"{taken.events} events new, {taken.known_events} known")
-    click.echo(f"{taken.records} usage records new, {taken.grown_records} grown")
+    with closing(Ledger(settings)) as ledger, progress(f"Storing {len(found.sessions)} sessions", length) as step:
+        stored = store(ledger, found, step)
+    click.echo(f"{found.lines} lines, {len(found.malformed)} malformed, {found.skipped} of other kinds")
+    click.echo(f"{len(stored.workflows)} workflows")
+    click.echo(f"{stored.new_events} events new, {stored.known_events} known")
+    click.echo(f"{stored.new_records} usage records new, {stored.grown_records} grown")
 
 
 def _announce(settings: Settings) -> None:

@@ -105,11 +105,18 @@ class Workflow(Table):
         table_name = "workflows"
 
 
-Workflow.add_index(Workflow.index(Workflow.issue_id, name="idx_workflows_issue_id"))
-Workflow.add_index(Workflow.index(Workflow.status, name="idx_workflows_status"))
-Workflow.add_index(Workflow.index(Workflow.worktree_path, name="idx_workflows_worktree"))
-Workflow.add_index(Workflow.index(Workflow.started_at.desc(), name="idx_workflows_started_at"))
-Workflow.add_index(Workflow.index(Workflow.created_at.desc(), Workflow.id.desc(), name="idx_workflows_created_at"))
+_newest_first = (Workflow.created_at.desc(), Workflow.id.desc())
+# A list is read in the order of an index and counted in the same; the filters that it is narrowed by stand behind.
+for _name, *_columns in (
+    ("idx_workflows_created_at", *_newest_first),
+    ("idx_workflows_status", Workflow.status, *_newest_first),
+    ("idx_workflows_host", Workflow.host, *_newest_first),
+    ("idx_workflows_host_status", Workflow.host, Workflow.status, *_newest_first),
+    ("idx_workflows_worktree", Workflow.worktree_path, *_newest_first, Workflow.status, Workflow.host),
+    ("idx_workflows_issue_id", Workflow.issue_id, *_newest_first, Workflow.status, Workflow.host),
+    ("idx_workflows_started_at", Workflow.started_at.desc()),
+):
+    Workflow.add_index(Workflow.index(*_columns, name=_name))
 Workflow.add_index(
     Workflow.index(
         Workflow.host,
@@ -144,6 +151,9 @@ class Event(Table):
 
 Event.add_index(Event.index(Event.workflow, Event.timestamp, name="idx_events_workflow"))
 Event.add_index(Event.index(Event.event_type, Event.position, name="idx_events_type"))
+Event.add_index(Event.index(Event.agent, Event.position, name="idx_events_agent"))
+# What went wrong is rare and looked for among millions; partial, so that all other events cost nothing.
+Event.add_index(Event.index(Event.position, where=Event.level.in_(("warning", "error")), name="idx_events_level"))
 
 
 class TokenUsage(Table):
@@ -210,6 +220,9 @@ class OpenStage(Table):
         without_rowid = True
 
 
+OpenStage.add_index(OpenStage.index(OpenStage.workflow, OpenStage.sequence, name="idx_open_stages_sequence"))
+
+
 class UsageByWorkflow(Table):
     """The sum of a workflow's usage by agent and model, and the first day on which they used it."""
 
@@ -230,6 +243,13 @@ class UsageByWorkflow(Table):
         without_rowid = True
 
 
+UsageByWorkflow.add_index(
+    UsageByWorkflow.index(
+        UsageByWorkflow.workflow, UsageByWorkflow.model, UsageByWorkflow.first_day, name="idx_usage_first_day"
+    )
+)
+
+
 class UsageByDay(Table):
     """The sum of all usage by day (UTC), agent and model; it outlives pruned workflows."""
 
@@ -248,7 +268,7 @@ class UsageByDay(Table):
 
     class Meta:
         table_name = "usage_by_day"
-        primary_key = CompositeKey("day", "agent", "model")
+        primary_key = CompositeKey("day", "model", "agent")
         without_rowid = True
 
 
@@ -263,6 +283,17 @@ class WorkflowsByDay(Table):
 
     class Meta:
         table_name = "workflows_by_day"
+        without_rowid = True
+
+
+class FinishedWorkflows(Table):
+    """How many workflows that are still there have ended with a status: three rows, so that a list needs no count."""
+
+    status = TextField(primary_key=True)
+    workflows = _count()
+
+    class Meta:
+        table_name = "finished_workflows"
         without_rowid = True
 
 
@@ -291,5 +322,6 @@ TABLES = (
     UsageByWorkflow,
     UsageByDay,
     WorkflowsByDay,
+    FinishedWorkflows,
     ModelsByDay,
 )

@@ -2,13 +2,15 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple
 
+import peewee
 from msgspec import Struct
 
 from amelia_flask import clock
-from amelia_flask.database import Prepared, param
+from amelia_flask.database import Prepared, Row, param
 from amelia_flask.errors import InvalidPeriod
 from amelia_flask.models import ACTIVE, ModelsByDay, UsageByDay, Workflow, WorkflowsByDay
 from amelia_flask.pricing import to_dollars
@@ -107,11 +109,28 @@ def _between(day: Any) -> Any:
     return (day >= param("start")) & (day <= param("end"))
 
 
-_usage = Prepared(
-    lambda: UsageByDay.select(
-        UsageByDay.day, UsageByDay.agent, UsageByDay.model, *(getattr(UsageByDay, name) for name in Sums._fields)
-    ).where(_between(UsageByDay.day))
-)
+# The database's sums end at 64 bits, and each number may be near that: they are summed in halves and joined here.
+_HALF = 32
+
+
+def _in_halves(name: str) -> tuple[Any, Any]:
+    column = getattr(UsageByDay, name)
+    high = peewee.Expression(column, ">>", peewee.SQL(str(_HALF)))
+    return peewee.fn.SUM(high), peewee.fn.SUM(column.bin_and(peewee.SQL(str(2**_HALF - 1))))
+
+
+def _sums_by(*columns: Any) -> Prepared:
+    halves = [half for name in Sums._fields for half in _in_halves(name)]
+    return Prepared(
+        lambda: (
+            UsageByDay.select(*columns, *halves).where(_between(UsageByDay.day)).group_by(*columns).order_by(*columns)
+        )
+    )
+
+
+_by_day_and_model = _sums_by(UsageByDay.day, UsageByDay.model)
+_by_agent = _sums_by(UsageByDay.agent)
+_costs = Prepared(lambda: UsageByDay.select(UsageByDay.cost_nano).where(_between(UsageByDay.day)))
 _workflows = Prepared(
     lambda: WorkflowsByDay.select(
         WorkflowsByDay.day,
@@ -155,21 +174,35 @@ def period(preset: str | None, start: str | None, end: str | None, now: datetime
 
 
 def report(db: Any, wanted: Period, now: datetime | None = None) -> UsageReport:
-    """What was used in the period."""
-    moment = now or clock.now()
+    """What was used in the period, all of it at one moment, whatever is written meanwhile."""
+    with db.atomic("DEFERRED"):
+        return _report(db, wanted, now or clock.now())
+
+
+def _report(db: Any, wanted: Period, now: datetime) -> UsageReport:
     values = {"start": _start(wanted), "end": _end(wanted)}
-    used = [((row[0], row[1], row[2]), Sums(*row[3:])) for row in _usage.run(db, **values) if any(row[3:])]
+    used = {(day, model): _joined(halves) for day, model, *halves in _by_day_and_model.run(db, **values)}
+    used = {key: sums for key, sums in used.items() if any(sums)}
     created = {row[0]: row[1:] for row in _workflows.run(db, **values) if any(row[1:])}
-    days = _days(wanted, [key[0] for key, _ in used] + list(created))
+    days = _days(wanted, {*created, *(day for day, _ in used)})
     return UsageReport(
-        _summary(db, wanted, used, created, moment),
+        _summary(db, wanted, used, created, now),
         _trend(days, used, created),
-        _by_model(used, _models.run(db, **values)),
-        _by_agent(used),
+        _models_of(used, _models.run(db, **values)),
+        _agents_of(_by_agent.run(db, **values)),
     )
 
 
-Used = list[tuple[tuple[str, str, str], Sums]]
+Used = dict[tuple[str, str], Sums]  # by day and model, in this order
+
+
+def _joined(halves: list[int]) -> Sums:
+    return Sums(*((high << _HALF) + low for high, low in zip(halves[::2], halves[1::2], strict=True)))
+
+
+def _total(many: Iterable[tuple[int, ...]]) -> list[int]:
+    """The sums of each column."""
+    return [sum(column) for column in zip(*many, strict=True)]
 
 
 def _day(text: str) -> date:
@@ -190,7 +223,7 @@ def _end(wanted: Period) -> str:
     return (wanted.end if wanted.start else date.max).isoformat()
 
 
-def _days(wanted: Period, found: list[str]) -> list[str]:
+def _days(wanted: Period, found: set[str]) -> list[str]:
     """Every day of the period; of one longer than LONGEST_DAYS its newest, and those before that have data."""
     first = _start(wanted) or min([*found, wanted.end.isoformat()])
     last = date.fromisoformat(max([*found, wanted.end.isoformat()]))
@@ -199,8 +232,8 @@ def _days(wanted: Period, found: list[str]) -> list[str]:
 
 
 def _summary(db: Any, wanted: Period, used: Used, created: dict[str, Any], now: datetime) -> UsageSummary:
-    total = _total(sums for _, sums in used)
-    counts = _Counted(*(sum(row[n] for row in created.values()) for n in range(3)))
+    total = Sums(*_total(used.values()))
+    counts = _Counted(*_total(row[:3] for row in created.values()))
     input_side = total.input_tokens + total.cache_read_tokens + total.cache_creation_tokens
     return UsageSummary(
         total_cost_usd=to_dollars(total.cost_nano),
@@ -216,26 +249,20 @@ def _summary(db: Any, wanted: Period, used: Used, created: dict[str, Any], now: 
     )
 
 
-def _total(many: Any) -> Sums:
-    total = Sums()
-    for sums in many:
-        total = total.plus(sums)
-    return total
-
-
 def _running_ms(db: Any, wanted: Period, now: datetime) -> int:
     """How long the active workflows that were created in the period have run."""
     after = f"{_end(wanted)}U"  # sorts behind every time of that day, whose day is followed by "T"
     rows = _running.run(db, start=_start(wanted), after=after)
-    return sum(clock.milliseconds(started_at, clock.to_text(now)) for (started_at,) in rows)
+    until = clock.to_text(now)
+    return sum(clock.milliseconds(started_at, until) for (started_at,) in rows)
 
 
 def _previous_cost(db: Any, wanted: Period) -> float | None:
     if wanted.start is None:
         return None
     length = (wanted.end - wanted.start).days + 1
-    rows = _usage.run(db, start=_before(wanted.start, length), end=_before(wanted.start, 1))
-    return to_dollars(sum(Sums(*row[3:]).cost_nano for row in rows))
+    rows = _costs.run(db, start=_before(wanted.start, length), end=_before(wanted.start, 1))
+    return to_dollars(sum(cost_nano for (cost_nano,) in rows))
 
 
 def _before(day: date, days: int) -> str:
@@ -244,35 +271,34 @@ def _before(day: date, days: int) -> str:
 
 
 def _trend(days: list[str], used: Used, created: dict[str, Any]) -> list[DayUsage]:
-    costs: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for (day, _, model), sums in used:
-        costs[day][model] += sums.cost_nano
+    costs: dict[str, dict[str, int]] = defaultdict(dict)
+    for (day, model), sums in used.items():
+        costs[day][model] = sums.cost_nano
     return [
         DayUsage(
             day,
             to_dollars(sum(costs[day].values())),
             created[day][0] if day in created else 0,
-            {model: to_dollars(nano) for model, nano in sorted(costs[day].items())},
+            {model: to_dollars(nano) for model, nano in costs[day].items()},
         )
         for day in days
     ]
 
 
-def _by_model(used: Used, counted: list[Any]) -> list[ModelUsage]:
+def _models_of(used: Used, counted: list[Row]) -> list[ModelUsage]:
     by_day: dict[str, dict[str, Sums]] = defaultdict(dict)
-    for (day, _, model), sums in used:
-        by_day[model][day] = by_day[model].get(day, Sums()).plus(sums)
-    counts: dict[str, _Counted] = {}
+    for (day, model), sums in used.items():
+        by_day[model][day] = sums
+    counts: dict[str, list[Row]] = defaultdict(list)
     for model, *numbers in counted:
         if any(numbers):
-            before = counts.get(model, _Counted())
-            counts[model] = _Counted(*(one + two for one, two in zip(before, numbers, strict=True)))
-    models = [_model(name, by_day[name], counts.get(name, _Counted())) for name in sorted({*by_day, *counts})]
+            counts[model].append(numbers)
+    models = [_model(name, by_day[name], _Counted(*_total(counts[name]))) for name in sorted({*by_day, *counts})]
     return sorted(models, key=lambda one: -one.cost_usd)
 
 
 def _model(name: str, by_day: dict[str, Sums], counts: _Counted) -> ModelUsage:
-    total = _total(by_day.values())
+    total = Sums(*_total(by_day.values()))
     return ModelUsage(
         model=name,
         workflows=counts.workflows,
@@ -282,16 +308,14 @@ def _model(name: str, by_day: dict[str, Sums], counts: _Counted) -> ModelUsage:
         cache_read_tokens=total.cache_read_tokens,
         cache_creation_tokens=total.cache_creation_tokens,
         cost_usd=to_dollars(total.cost_nano),
-        trend=[ModelDay(day, to_dollars(sums.cost_nano), sums.tokens) for day, sums in sorted(by_day.items())],
+        trend=[ModelDay(day, to_dollars(sums.cost_nano), sums.tokens) for day, sums in by_day.items()],
         successful_workflows=counts.successful,
         success_rate=counts.success_rate,
         unpriced_tokens=total.unpriced_tokens,
     )
 
 
-def _by_agent(used: Used) -> list[AgentUsage]:
-    totals: dict[str, Sums] = {}
-    for (_, agent, _), sums in used:
-        totals[agent] = totals.get(agent, Sums()).plus(sums)
-    agents = [AgentUsage(name, sums.tokens, to_dollars(sums.cost_nano)) for name, sums in sorted(totals.items())]
+def _agents_of(rows: list[Row]) -> list[AgentUsage]:
+    used = {name: sums for name, *halves in rows if any(sums := _joined(halves))}
+    agents = [AgentUsage(name, sums.tokens, to_dollars(sums.cost_nano)) for name, sums in used.items()]
     return sorted(agents, key=lambda one: -one.cost_usd)

@@ -4,6 +4,7 @@ They make a report a short read, and they outlive pruned workflows. What they sa
 records and those that retention has pruned.
 """
 
+import operator
 from collections.abc import Iterable
 from functools import reduce
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from amelia_flask.errors import NotFound, ValidationError, invalid
 from amelia_flask.models import (
     ACTIVE,
     LARGEST_TOTAL,
+    FinishedWorkflows,
     ModelsByDay,
     Status,
     TokenUsage,
@@ -42,11 +44,11 @@ class Sums(NamedTuple):
 
     def plus(self, other: "Sums") -> "Sums":
         """The sum of both."""
-        return Sums(*(one + two for one, two in zip(self, other, strict=True)))
+        return Sums(*map(operator.add, self, other))
 
     def minus(self, other: "Sums") -> "Sums":
         """The difference of both."""
-        return Sums(*(one - two for one, two in zip(self, other, strict=True)))
+        return Sums(*map(operator.sub, self, other))
 
     @property
     def tokens(self) -> int:
@@ -112,6 +114,12 @@ _add_workflows = _upsert(
 _add_models = _upsert(
     ModelsByDay, (ModelsByDay.day, ModelsByDay.model), _columns(ModelsByDay, "workflows", "finished", "successful")
 )
+_add_finished = _upsert(FinishedWorkflows, (FinishedWorkflows.status,), _columns(FinishedWorkflows, "workflows"))
+_first_day = Prepared(
+    lambda: UsageByWorkflow.select(peewee.fn.MIN(UsageByWorkflow.first_day)).where(
+        (UsageByWorkflow.workflow == param("workflow")) & (UsageByWorkflow.model == param("model"))
+    )
+)
 _first_days = Prepared(
     lambda: (
         UsageByWorkflow.select(UsageByWorkflow.model, peewee.fn.MIN(UsageByWorkflow.first_day))
@@ -131,15 +139,16 @@ _breakdown = Prepared(
         .order_by(UsageByWorkflow.agent, UsageByWorkflow.model)
     )
 )
-_records = Prepared(
-    lambda: TokenUsage.select(
-        TokenUsage.day,
-        TokenUsage.agent,
-        TokenUsage.model,
-        *_columns(TokenUsage, *Counts._fields),
-        TokenUsage.cost_nano,
-        TokenUsage.savings_nano,
-    ).where(TokenUsage.workflow == param("workflow"))
+_RECORD_KEYS = _columns(TokenUsage, "day", "agent", "model")
+_RECORD_COUNTS = _columns(TokenUsage, *Counts._fields)
+_unpriced = peewee.Case(None, [(TokenUsage.cost_nano.is_null(), reduce(operator.add, _RECORD_COUNTS))], 0)
+_RECORD_SUMS = (*_RECORD_COUNTS, _unpriced, TokenUsage.cost_nano, TokenUsage.savings_nano)
+_recorded = Prepared(
+    lambda: (
+        TokenUsage.select(*_RECORD_KEYS, *map(peewee.fn.SUM, _RECORD_SUMS))
+        .where(TokenUsage.workflow == param("workflow"))
+        .group_by(*_RECORD_KEYS)
+    )
 )
 
 
@@ -151,7 +160,8 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
     total = reduce(Sums.plus, (sums for _, sums in added), Sums())
     if max(*total, total.tokens) > LARGEST_TOTAL:
         raise _too_large()
-    before = dict(_first_days.run(tx, workflow=workflow_id))
+    days = _first_days_of(added)
+    before = {model: _first_day.run(tx, workflow=workflow_id, model=model)[0][0] for model in days}
     try:
         count, status = _add_to_totals(tx, workflow_id, records, total)
         for (day, agent, model), sums in _grouped(added).items():
@@ -160,7 +170,7 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
             _add_to_breakdown.run(tx, workflow=workflow_id, first_day=day, **values)
     except MISTAKES:
         raise _too_large() from None
-    _count_models(tx, before, dict(_first_days.run(tx, workflow=workflow_id)), status)
+    _count_models(tx, before, days, status)
     return count
 
 
@@ -186,8 +196,9 @@ def forget(tx: Any, workflow_id: str) -> None:
     _add_workflows.run(tx, day=created_at[:10], workflows=-1, finished=0, successful=0, duration_ms=0)
     for model, day in _first_days.run(tx, workflow=workflow_id):
         _add_models.run(tx, day=day, model=model, workflows=-1, finished=0, successful=0)
-    for (day, agent, model), sums in _grouped(_recorded(tx, workflow_id)).items():
-        _take_from_day.run(tx, day=day, agent=agent, model=model, **sums._asdict())
+    for day, agent, model, *sums in _recorded.run(tx, workflow=workflow_id):
+        recorded = Sums(*(number or 0 for number in sums))  # the sum of nothing but nulls is null
+        _take_from_day.run(tx, day=day, agent=agent, model=model, **recorded._asdict())
 
 
 def _too_large() -> ValidationError:
@@ -209,16 +220,23 @@ def _add_to_totals(tx: Any, workflow_id: str, records: int, total: Sums) -> tupl
     return taken[0][0], taken[0][1]
 
 
-def _count_models(tx: Any, before: dict[str, str], after: dict[str, str], status: str) -> None:
+def _first_days_of(added: list[tuple[Key, Sums]]) -> dict[str, str]:
+    """The first of the days on which each model was used."""
+    days: dict[str, str] = {}
+    for (day, _, model), _ in added:
+        days[model] = min(day, days.get(model, day))
+    return days
+
+
+def _count_models(tx: Any, before: dict[str, str | None], days: dict[str, str], status: str) -> None:
     """Count the workflow on the day on which it first used each model; a late record may move that day back."""
     finished, successful = _ending(status)
-    for model, day in after.items():
-        if before.get(model) == day:
+    for model, day in days.items():
+        earlier = before[model]
+        if earlier is not None and earlier <= day:
             continue
-        if model in before:
-            _add_models.run(
-                tx, day=before[model], model=model, workflows=-1, finished=-finished, successful=-successful
-            )
+        if earlier is not None:
+            _add_models.run(tx, day=earlier, model=model, workflows=-1, finished=-finished, successful=-successful)
         _add_models.run(tx, day=day, model=model, workflows=1, finished=finished, successful=successful)
 
 
@@ -229,6 +247,7 @@ def _count_ending(tx: Any, workflow_id: str, sign: int) -> None:
     _add_workflows.run(
         tx, day=created_at[:10], workflows=0, finished=finished, successful=successful, duration_ms=duration_ms
     )
+    _add_finished.run(tx, status=status, workflows=sign)
     for model, day in _first_days.run(tx, workflow=workflow_id):
         _add_models.run(tx, day=day, model=model, workflows=0, finished=finished, successful=successful)
 
@@ -243,8 +262,3 @@ def _grouped(keyed: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
     for key, sums in keyed:
         groups[key] = groups.get(key, Sums()).plus(sums)
     return groups
-
-
-def _recorded(tx: Any, workflow_id: str) -> list[tuple[Key, Sums]]:
-    rows = _records.run(tx, workflow=workflow_id)
-    return [((row[0], row[1], row[2]), sums_of(Counts(*row[3:7]), row[7], row[8])) for row in rows]

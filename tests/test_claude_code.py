@@ -1,6 +1,8 @@
 """Claude Code transcripts: what a line tells, and what an import of files stores."""
 
 import json
+import re
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 from amelia_flask import events, summaries, usage
 from amelia_flask.events import StoredEvent
 from amelia_flask.intake import claude_code, transcripts
-from amelia_flask.intake.transcripts import Format, Malformed, Taken, Told
+from amelia_flask.intake.transcripts import Format, Malformed, Stored, Survey, Told
 from amelia_flask.ledger import Ledger
 from tests import ledgers
 from tests.ledgers import dump, rows
@@ -61,8 +63,16 @@ def write(path: Path, *lines: Any) -> Path:
     return path
 
 
-def take_in(ledger: Ledger, *files: Path, now: datetime = LONG_AFTER) -> Taken:
-    return transcripts.take_in(ledger, FORMAT, list(files), lambda _: None, now)
+def survey(*files: Path) -> Survey:
+    return transcripts.survey(FORMAT, list(files), lambda _: None)
+
+
+def store(ledger: Ledger, found: Survey, now: datetime = LONG_AFTER) -> Stored:
+    return transcripts.store(ledger, found, lambda _: None, now)
+
+
+def take_in(ledger: Ledger, *files: Path, now: datetime = LONG_AFTER) -> Stored:
+    return store(ledger, survey(*files), now)
 
 
 def timeline(ledger: Ledger, workflow_id: str) -> list[StoredEvent]:
@@ -96,27 +106,27 @@ def records(ledger: Ledger, workflow_id: str) -> list[usage.StoredUsage]:
     ],
 )
 def test_a_line_tells_an_event(given: Any, agent: str, event_type: str, message: str) -> None:
-    [event] = told(given).events
+    [event] = told(given).events()
     assert (event.agent, event.event_type, event.message) == (agent, event_type, message)
     assert event.timestamp == datetime(2025, 6, 14, 12, tzinfo=UTC)
 
 
 def test_a_tool_call_keeps_its_name_and_input() -> None:
     block = {"type": "tool_use", "id": "t1", "name": "Edit", "input": {"file": "a.py"}}
-    [event] = told(line("assistant", [block], requestId="r1")).events
+    [event] = told(line("assistant", [block], requestId="r1")).events()
     expected = {"session_id": "s1", "uuid": "u1", "tool_name": "Edit", "tool_use_id": "t1", "input": {"file": "a.py"}}
     assert json.loads(bytes(event.data)) == expected
     assert event.correlation_id == "r1"
 
 
 def test_a_tool_that_failed_is_an_error() -> None:
-    [event] = told(line(content=[{"type": "tool_result", "content": "no", "is_error": True}])).events
+    [event] = told(line(content=[{"type": "tool_result", "content": "no", "is_error": True}])).events()
     assert event.level == "error"
 
 
 def test_input_that_is_too_large_for_an_event_is_named_and_left_out() -> None:
     block = {"type": "tool_use", "id": "t1", "name": "Write", "input": {"content": "x" * 300_000}}
-    [event] = told(line("assistant", [block])).events
+    [event] = told(line("assistant", [block])).events()
     data = json.loads(bytes(event.data))
     assert data["omitted"] == ["input"]
     assert data["tool_name"] == "Write"
@@ -126,35 +136,74 @@ def test_input_that_is_too_large_for_an_event_is_named_and_left_out() -> None:
     ("raw", "reason"),
     [
         (b"{", "it is not JSON"),
-        (b'"\xff"', "it is not JSON"),
-        (b"[" * 100_000, "it is not JSON"),
-        (b"42", "it is not an object"),
-        (b'{"silly": "this"}', "it has no type"),
-        (json.dumps(line(timestamp=None)).encode(), "it has no timestamp"),
-        (json.dumps(line(timestamp="yesterday")).encode(), "its timestamp is no time with an offset"),
-        (json.dumps(line(timestamp="2025-06-14T12:00:00")).encode(), "its timestamp is no time with an offset"),
-        (json.dumps(line(timestamp="0001-01-01T00:00:00+05:00")).encode(), "its timestamp is no time with an offset"),
-        (json.dumps(line(sessionId=None)).encode(), "it has no sessionId"),
-        (json.dumps(line(message="error")).encode(), "its message has no content that can be read"),
-        (json.dumps(line(content=["wow"])).encode(), "its message has no content that can be read"),
-        (json.dumps(answer("m", "r", -1)).encode(), "its usage holds a count that is none"),
-        (json.dumps(answer("m", "r", 10**16)).encode(), "its usage holds a count that is none"),
+        (b'{"type": "user", "sessionId": "\xff"}', "it is not JSON"),
+        (b'{"deep": ' + b"[" * 100_000, "it is not JSON"),
+        (b"42", "Expected `object`, got `int`"),
+        (b'{"silly": "this"}', "missing required field `type`"),
+        (b'{"type": 5}', "at `$.type`"),
+        (json.dumps(line(timestamp=None)).encode(), "missing required field `timestamp`"),
+        (json.dumps(line(timestamp="yesterday")).encode(), "at `$.timestamp`"),
+        (json.dumps(line(timestamp="2025-06-14T12:00:00")).encode(), "at `$.timestamp`"),
+        (json.dumps(line(timestamp="0001-01-01T00:00:00+05:00")).encode(), "timestamp is outside the calendar"),
+        (json.dumps(line(sessionId=None)).encode(), "missing required field `sessionId`"),
+        (json.dumps(line(sessionId="")).encode(), "at `$.sessionId`"),
+        (json.dumps(line(message=None)).encode(), "missing required field `message`"),
+        (json.dumps(line(message="error")).encode(), "at `$.message`"),
+        (json.dumps(line(content=["wow"])).encode(), "at `$.message.content"),
+        (json.dumps(answer("m", "r", -1)).encode(), "at `$.message.usage.output_tokens`"),
+        (json.dumps(answer("m", "r", 10**16)).encode(), "at `$.message.usage.output_tokens`"),
     ],
 )
 def test_a_line_that_cannot_be_read_says_why(raw: bytes, reason: str) -> None:
-    with pytest.raises(Malformed, match=reason):
+    with pytest.raises(Malformed, match=re.escape(reason)):
         claude_code.parse(raw)
 
 
-def test_other_kinds_of_lines_tell_nothing() -> None:
-    assert claude_code.parse(b'{"type": "summary", "summary": "All went well", "leafUuid": "u1"}') is None
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"type": "summary", "summary": "All went well", "leafUuid": "u1"},
+        {"type": "file-history-snapshot", "timestamp": 5, "message": "of another shape"},
+        line("progress"),
+        line("system", message=None, subtype="turn_duration", durationMs=5),
+    ],
+)
+def test_lines_that_carry_no_part_of_the_conversation_tell_nothing(given: Any) -> None:
+    assert claude_code.parse(json.dumps(given).encode()) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        (rb"a\u0000\u0000b", "a\ufffd\ufffdb"),
+        (rb"cut \ud83d", "cut \ufffd"),
+        (rb"cut \uDE00 \uD83D\n", "cut \ufffd \ufffd\n"),
+        (rb"whole \ud83d\ude00", "whole \U0001f600"),
+        (rb"\\u0000 \\\u0000 \\ud83d", "\\u0000 \\\ufffd \\ud83d"),
+    ],
+)
+def test_what_no_database_keeps_is_replaced(written: bytes, kept: str) -> None:
+    raw = json.dumps(line("assistant", [{"type": "tool_use", "name": "?", "input": {"?": "?"}}])).encode()
+    found = claude_code.parse(raw.replace(b"?", written))
+    assert found is not None
+    [event] = found.events()
+    assert event.message == kept
+    assert json.loads(bytes(event.data))["input"] == {kept: kept}
+
+
+def test_a_line_has_the_same_id_with_and_without_its_end() -> None:
+    raw = json.dumps(line()).encode()
+    one, other = claude_code.parse(raw), claude_code.parse(raw + b"\r\n")
+    assert one is not None
+    assert other is not None
+    assert one.events()[0].id == other.events()[0].id
 
 
 def test_cache_writes_of_both_lifetimes_count_even_where_the_total_says_less() -> None:
     given = answer("m1", "r1", 5)
     split = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 12}
     given["message"]["usage"] |= {"cache_read_input_tokens": 7, "cache_creation": split}
-    request = told(given).request
+    request = told(given).request()
     assert request is not None
     counts = (request.usage.input_tokens, request.usage.cache_read_tokens, request.usage.cache_creation_tokens)
     assert counts == (10, 7, 42)
@@ -163,7 +212,7 @@ def test_cache_writes_of_both_lifetimes_count_even_where_the_total_says_less() -
 def test_messages_that_no_model_wrote_use_nothing() -> None:
     given = answer("m1", "r1", 5)
     given["message"]["model"] = "<synthetic>"
-    assert told(given).request is None
+    assert told(given).request() is None
 
 
 def test_the_cost_that_older_versions_wrote_is_kept_as_reported(ledger: Ledger, tmp_path: Path) -> None:
@@ -174,8 +223,10 @@ def test_the_cost_that_older_versions_wrote_is_kept_as_reported(ledger: Ledger, 
 
 def test_real_transcripts_become_completed_workflows_with_their_own_times(ledger: Ledger) -> None:
     files = transcripts.files_of([DATA], ".jsonl")
-    taken = take_in(ledger, *files)
-    assert (taken.lines, taken.skipped, taken.events, taken.records) == (34, 2, 26, 10)
+    found_lines = survey(*files)
+    assert (found_lines.lines, found_lines.skipped) == (34, 2)
+    taken = store(ledger, found_lines)
+    assert (taken.new_events, taken.new_records) == (26, 10)
     assert len(taken.workflows) == 4
     for workflow_id in taken.workflows:
         found = ledger.read(summaries.summary, workflow_id)
@@ -191,9 +242,9 @@ def test_real_transcripts_become_completed_workflows_with_their_own_times(ledger
     assert (session.total_tokens, session.total_cost_usd) == (663, 0.007329)
 
 
-def test_malformed_lines_are_named(ledger: Ledger) -> None:
+def test_malformed_lines_are_named() -> None:
     file = DATA / "edge_cases.jsonl"
-    named = [line.split(": ")[0] for line in take_in(ledger, file).malformed]
+    named = [line.split(": ")[0] for line in survey(file).malformed]
     assert named == [f"{file}:{number}" for number in (10, 11, 13, 14, 15, 16, 18)]
 
 
@@ -202,7 +253,7 @@ def test_a_second_import_changes_nothing(ledger: Ledger) -> None:
     take_in(ledger, *files)
     before = dump(ledger.settings.database_path)
     again = take_in(ledger, *files)
-    assert (again.events, again.known_events, again.records, again.grown_records) == (0, 26, 0, 0)
+    assert (again.new_events, again.known_events, again.new_records, again.grown_records) == (0, 26, 0, 0)
     assert dump(ledger.settings.database_path) == before
 
 
@@ -211,8 +262,8 @@ def test_a_transcript_that_has_grown_adds_what_is_new(ledger: Ledger, tmp_path: 
     [workflow] = take_in(ledger, file).workflows
     write(file, line(), answer("m1", "r1", 5), answer("m1", "r1", 8), answer("m2", "r2", 3))
     taken = take_in(ledger, file)
-    assert (taken.workflows, taken.events, taken.known_events) == ({workflow}, 2, 2)
-    assert (taken.records, taken.grown_records) == (1, 1)
+    assert (taken.workflows, taken.new_events, taken.known_events) == ({workflow}, 2, 2)
+    assert (taken.new_records, taken.grown_records) == (1, 1)
     assert [record.output_tokens for record in records(ledger, workflow)] == [8, 3]
     found = ledger.read(summaries.detail, workflow)[0]
     assert found.total_tokens == 10 + 8 + 10 + 3
@@ -270,7 +321,7 @@ def test_a_session_that_goes_on_joins_the_workflow_of_its_worktree(ledger: Ledge
     assert take_in(ledger, file, now=NOW).workflows == {holder}
     write(file, line(), answer("m1", "r1", 5))
     again = take_in(ledger, file, now=LONG_AFTER)
-    assert (again.workflows, again.events, again.known_events) == ({holder}, 1, 1)
+    assert (again.workflows, again.new_events, again.known_events) == ({holder}, 1, 1)
     assert ledger.read(summaries.summary, holder).status == "pending", "callers alone move what a caller created"
 
 
@@ -282,20 +333,56 @@ def test_a_session_that_has_ended_leaves_the_worktree_to_its_holder(ledger: Ledg
 
 
 def test_a_long_session_is_stored_in_parts(ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcripts, "MOST_EVENTS", 3)
     lines = [line(uuid=str(number)) for number in range(10)]
+    monkeypatch.setattr(transcripts, "MOST_BYTES", 3 * len(json.dumps(lines[0])))
     [workflow] = take_in(ledger, write(tmp_path / "a.jsonl", *lines)).workflows
     uuids = [
         json.loads(bytes(event.data)).get("uuid") for event in timeline(ledger, workflow) if event.agent == "user"
     ]
     assert uuids == [str(number) for number in range(10)]
+    assert ledger.writer.commits == 4
+
+
+def test_short_sessions_are_stored_together(ledger: Ledger, tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{n}.jsonl", line(sessionId=f"s{n}"), answer(f"m{n}", "r", 5)) for n in range(9)]
+    assert len(take_in(ledger, *files).workflows) == 9
+    assert ledger.writer.commits == 1
+
+
+def test_a_part_of_the_files_is_held_at_a_time(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transcripts, "MOST_BYTES", 200_000)
+    whole = write(tmp_path / "a.jsonl", *(line(content=f"{n} " + "x" * 9000) for n in range(1000)))
+    take_in(ledger, write(tmp_path / "b.jsonl", line()))  # what is loaded once is not counted
+    tracemalloc.start()
+    take_in(ledger, whole)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < whole.stat().st_size / 4
+
+
+def test_a_line_that_is_too_long_is_malformed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transcripts, "LONGEST_LINE", 1000)
+    found = survey(write(tmp_path / "a.jsonl", line(), line(content="x" * 1500), line()))
+    assert (found.lines, len(found.malformed)) == (4, 2)
+
+
+def test_a_session_that_begins_while_files_are_read_is_left_for_the_next_time(ledger: Ledger, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", line())
+    found = survey(file)
+    write(file, line(), line(sessionId="s2"))
+    assert store(ledger, found).new_events == 1
+    again = take_in(ledger, file)
+    assert (len(again.workflows), again.new_events, again.known_events) == (2, 1, 1)
 
 
 def test_progress_counts_every_byte_of_both_readings(ledger: Ledger) -> None:
     files = transcripts.files_of([DATA], ".jsonl")
-    seen: list[int] = []
-    transcripts.take_in(ledger, FORMAT, files, seen.append, LONG_AFTER)
-    assert sum(seen) == 2 * sum(file.stat().st_size for file in files)
+    read: list[int] = []
+    stored: list[int] = []
+    transcripts.store(ledger, transcripts.survey(FORMAT, files, read.append), stored.append, LONG_AFTER)
+    assert sum(read) == sum(stored) == sum(file.stat().st_size for file in files)
 
 
 def test_files_are_found_below_folders_once(tmp_path: Path) -> None:

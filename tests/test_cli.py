@@ -85,7 +85,7 @@ def test_an_import_says_what_it_did_and_names_what_it_left_out(tmp_path: Path) -
     assert "26 events new, 0 known" in done[0].stdout
     assert "0 events new, 26 known" in done[1].stdout
     assert "4 workflows" in done[1].stdout
-    assert f"{TRANSCRIPTS / 'edge_cases.jsonl'}:13: it is not an object" in done[0].stderr
+    assert f"{TRANSCRIPTS / 'edge_cases.jsonl'}:13: Expected `object`, got `str`" in done[0].stderr
     assert query(tmp_path / "a.db", "SELECT COUNT(*) FROM token_usage") == [(10,)]
 
 

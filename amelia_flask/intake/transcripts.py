@@ -1,8 +1,8 @@
 """Transcripts on disk into workflows: a workflow for each session and worktree, with its own times.
 
-Files are read twice: first for what only the whole can tell (when a session began and ended, which of several
-tellings of one request to a model counts), then for the events. Taking the same files in again changes nothing; files
-that have grown add what is new.
+Files are read twice: `survey` finds what only the whole can tell (when a session began and ended, which of several
+tellings of one request to a model counts), `store` makes the events. Both hold a part of the files at a time, and
+what the requests used. Taking the same files in again changes nothing; files that have grown add what is new.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -20,13 +22,16 @@ from amelia_flask import clock, events, moves, summaries, usage, workflows
 from amelia_flask.errors import NotFound, WorkflowConflict
 from amelia_flask.fields import MAX_OBJECT_BYTES
 from amelia_flask.ledger import Ledger
+from amelia_flask.progress import Step
 
 # A session that has been silent for so long has ended.
 IDLE = timedelta(minutes=720)
 LONGEST_MESSAGE = 65_536
-# A part of a file is stored as one transaction: at most so many events, from at most so many bytes of lines.
-MOST_EVENTS = 10_000
-MOST_BYTES = 8 * 1024 * 1024
+# So many bytes of lines are stored as one transaction: enough to make its costs small, few enough that others who
+# write wait for a blink.
+MOST_BYTES = 4 * 1024 * 1024
+# A longer line is taken as several, and they are malformed.
+LONGEST_LINE = 64 * 1024 * 1024
 
 _NAMESPACE = UUID("5a0f6c0e-6d0b-5d0e-9d5c-0e6a3f1c2b7d")
 
@@ -44,13 +49,13 @@ class Request(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one line tells."""
+    """What one line tells. What it tells of a request, and its events, are made when they are asked for."""
 
     session: str
     directory: str | None
     moment: datetime
-    events: list[events.NewEvent]
-    request: Request | None
+    request: Callable[[], Request | None]
+    events: Callable[[], list[events.NewEvent]]
 
 
 Parse = Callable[[bytes], Told | None]
@@ -73,8 +78,7 @@ class Session:
     first: datetime
     last: datetime
     first_event: str | None = None
-    records: list[usage.Priced] = field(default_factory=list)
-    workflow_id: str | None = None
+    requests: list[usage.NewUsage] = field(default_factory=list)
 
     @property
     def own_id(self) -> str:
@@ -84,28 +88,54 @@ class Session:
     def saw(self, told: Told) -> None:
         """Widen the times to this line."""
         self.first, self.last = min(self.first, told.moment), max(self.last, told.moment)
-        if self.first_event is None and told.events:
-            self.first_event = told.events[0].id
-
-
-@dataclass
-class Taken:
-    """What an import did: how many lines there were, and how many of them tell nothing; how many events and usage
-    records were new, were known, have grown. `malformed` names each line that was left out, as `file:line: reason`.
-    """
-
-    lines: int = 0
-    skipped: int = 0
-    events: int = 0
-    known_events: int = 0
-    records: int = 0
-    grown_records: int = 0
-    workflows: set[str] = field(default_factory=set)
-    malformed: list[str] = field(default_factory=list)
+        if self.first_event is None:
+            self.first_event = next((event.id for event in told.events()), None)
 
 
 Key = tuple[str, str]  # session, worktree
-Progress = Callable[[int], None]  # is given bytes as they are read; of each file twice its size in all
+
+
+@dataclass
+class Survey:
+    """What the files tell as a whole: their sessions; how many lines there are, and how many of them tell nothing.
+    `malformed` names each line that is left out, as `file:line: reason`.
+    """
+
+    form: Format
+    files: list[Path]
+    sessions: dict[Key, Session] = field(default_factory=dict)
+    lines: int = 0
+    skipped: int = 0
+    malformed: list[str] = field(default_factory=list)
+
+
+class _Outcome(NamedTuple):
+    """What a part of a session became."""
+
+    workflow_id: str
+    new_events: int
+    known_events: int
+    new_records: int
+    grown_records: int
+
+
+@dataclass
+class Stored:
+    """What was stored: in which workflows; how many events and usage records were new, were known, have grown."""
+
+    workflows: set[str] = field(default_factory=set)
+    new_events: int = 0
+    known_events: int = 0
+    new_records: int = 0
+    grown_records: int = 0
+
+    def add(self, outcome: _Outcome) -> None:
+        """Count what a part of a session became."""
+        self.workflows.add(outcome.workflow_id)
+        self.new_events += outcome.new_events
+        self.known_events += outcome.known_events
+        self.new_records += outcome.new_records
+        self.grown_records += outcome.grown_records
 
 
 def files_of(paths: Iterable[Path], suffix: str) -> list[Path]:
@@ -118,25 +148,35 @@ def files_of(paths: Iterable[Path], suffix: str) -> list[Path]:
     return list(found)
 
 
-def take_in(
-    ledger: Ledger, form: Format, files: list[Path], progress: Progress, now: datetime | None = None
-) -> Taken:
+def survey(form: Format, files: list[Path], step: Step) -> Survey:
+    """Read what `store` has to know before it begins; `step` is given bytes as they are read. Raises OSError."""
+    found = Survey(form, files)
+    requests: dict[str, tuple[Key, Request]] = {}
+    for path in files:
+        for number, raw in _lines(path, step):
+            found.lines += 1
+            try:
+                _note(found, requests, form.parse(raw))
+            except Malformed as error:
+                found.malformed.append(f"{path}:{number}: {error}")
+    kept = _without_replays(requests.values())
+    for key, request in sorted(kept, key=lambda one: str(one[1].usage.timestamp)):
+        found.sessions[key].requests.append(request.usage)
+    return found
+
+
+def store(ledger: Ledger, found: Survey, step: Step, now: datetime | None = None) -> Stored:
     """Store what the files tell. Raises OSError and DatabaseUnavailable; what was stored by then stays, and taking
     the files in again goes on from there.
     """
-    taken = Taken()
-    sessions = _survey(form, files, taken, progress)
+    stored = Stored()
     ended_before = (now or clock.now()) - IDLE
-    for part in _parts(form, files, progress):
-        session = sessions[part.key]
-        stored = ledger.write(_store, session, part.events, session.last < ended_before)
-        session.workflow_id, session.records = stored.workflow_id, []
-        taken.workflows.add(stored.workflow_id)
-        taken.events += len(part.events) - stored.known_events
-        taken.known_events += stored.known_events
-        taken.records += stored.records
-        taken.grown_records += stored.grown_records
-    return taken
+    for waiting in _waiting(found, step):
+        parts = [_part(found.sessions[key], new, ended_before) for key, new in waiting.items()]
+        for part, outcome in zip(parts, ledger.write(_store, parts), strict=True):
+            part.session.requests = []
+            stored.add(outcome)
+    return stored
 
 
 def clipped_text(text: str) -> str:
@@ -154,44 +194,32 @@ def clipped_data(members: dict[str, Any]) -> msgspec.Raw:
     return msgspec.Raw(raw)
 
 
-def _lines(files: list[Path], progress: Progress) -> Iterator[tuple[Path, int, bytes]]:
-    for path in files:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                progress(len(raw))
-                if raw.strip():
-                    yield path, number, raw
+def _lines(path: Path, step: Step) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
+            step(len(raw))
+            if not raw.isspace():
+                yield number, raw
 
 
-def _survey(form: Format, files: list[Path], taken: Taken, progress: Progress) -> dict[Key, Session]:
-    sessions: dict[Key, Session] = {}
-    requests: dict[str, tuple[Key, Request]] = {}
-    for path, number, raw in _lines(files, progress):
-        taken.lines += 1
-        try:
-            told = form.parse(raw)
-        except Malformed as error:
-            taken.malformed.append(f"{path}:{number}: {error}")
-            continue
-        if told is None:
-            taken.skipped += 1
-            continue
-        key = _key(told)
-        session = sessions.setdefault(key, Session(form.source, *key, told.moment, told.moment))
-        session.saw(told)
-        if told.request is not None:
-            _keep_better(requests, key, told.request)
-    kept = _without_replays(requests.values())
-    for key, request in sorted(kept, key=lambda one: str(one[1].usage.timestamp)):
-        sessions[key].records += usage.priced([request.usage])
-    return sessions
+def _note(found: Survey, requests: dict[str, tuple[Key, Request]], told: Told | None) -> None:
+    if told is None:
+        found.skipped += 1
+        return
+    key = _key(told.session, told.directory)
+    session = found.sessions.setdefault(key, Session(found.form.source, *key, told.moment, told.moment))
+    session.saw(told)
+    request = told.request()
+    if request is not None:
+        _keep_better(requests, key, request)
 
 
-def _key(told: Told) -> Key:
+@lru_cache
+def _key(session: str, directory: str | None) -> Key:
     try:
-        return told.session, workflows.normalise(told.directory or "")
+        return session, workflows.normalise(directory or "")
     except ValueError:
-        return told.session, f"/unbound/{_label(told.session)}"
+        return session, f"/unbound/{_label(session)}"
 
 
 def _label(session: str) -> str:
@@ -226,26 +254,24 @@ def _without_replays(requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[
         yield from told if len(main) == len(told) else main or [max(told, key=lambda one: _weight(one[1]))]
 
 
-class _Part(NamedTuple):
-    key: Key
-    events: list[events.NewEvent]
+def _waiting(found: Survey, step: Step) -> Iterator[dict[Key, list[events.NewEvent]]]:
+    """The events that are stored together, those of a session in the order of its lines.
 
-
-def _parts(form: Format, files: list[Path], progress: Progress) -> Iterator[_Part]:
-    """The events in parts that are stored together, those of one session of one file in the order of their lines."""
-    for path in files:
-        waiting: dict[Key, list[events.NewEvent]] = {}
-        size = 0
-        for _, _, raw in _lines([path], progress):
-            told = _told(form, raw)
-            if told is None:
-                continue
-            waiting.setdefault(_key(told), []).extend(told.events)
-            size += len(raw)
-            if size > MOST_BYTES or max(map(len, waiting.values())) > MOST_EVENTS:
-                yield from map(_Part._make, waiting.items())
-                waiting, size = {}, 0
-        yield from map(_Part._make, waiting.items())
+    A session that began after the survey is left for the next time.
+    """
+    waiting: dict[Key, list[events.NewEvent]] = {}
+    size = 0
+    for _, raw in chain.from_iterable(_lines(path, step) for path in found.files):
+        told = _told(found.form, raw)
+        key = _key(told.session, told.directory) if told else None
+        if told is None or key not in found.sessions:
+            continue
+        waiting.setdefault(key, []).extend(told.events())
+        size += len(raw)
+        if size >= MOST_BYTES:
+            yield waiting
+            waiting, size = {}, 0
+    yield waiting
 
 
 def _told(form: Format, raw: bytes) -> Told | None:
@@ -255,30 +281,40 @@ def _told(form: Format, raw: bytes) -> Told | None:
         return None  # the survey has named it
 
 
-class _Stored(NamedTuple):
-    workflow_id: str
-    known_events: int
-    records: int
-    grown_records: int
+class _Part(NamedTuple):
+    session: Session
+    events: list[events.NewEvent]
+    records: list[usage.Priced]
+    has_ended: bool
 
 
-def _store(tx: Any, session: Session, part: list[events.NewEvent], has_ended: bool) -> _Stored:
-    stored: list[int] = []
+def _part(session: Session, new: list[events.NewEvent], ended_before: datetime) -> _Part:
+    return _Part(session, new, usage.priced(session.requests), session.last < ended_before)
+
+
+def _store(tx: Any, parts: list[_Part]) -> list[_Outcome]:
+    return [_store_part(tx, part) for part in parts]
+
+
+def _store_part(tx: Any, part: _Part) -> _Outcome:
+    counts: list[int] = []
 
     def fill(workflow_id: str) -> None:
-        known = events.append(tx, workflow_id, events.arrived(part)).duplicates if part else 0
-        stored.extend((known, *usage.record_or_grow(tx, workflow_id, session.records)))
+        known = events.append(tx, workflow_id, events.arrived(part.events)).duplicates if part.events else 0
+        grown = usage.record_or_grow(tx, workflow_id, part.records)
+        counts.extend((len(part.events) - known, known, *grown))
 
-    workflow_id = session.workflow_id or _known(tx, session)
+    session = part.session
+    workflow_id = _known(tx, session)
     if workflow_id is not None:
         fill(workflow_id)
-        _complete(tx, workflow_id, session, has_ended)
-    elif has_ended:
+        _complete(tx, workflow_id, part)
+    elif part.has_ended:
         workflow_id = moves.create_completed(tx, _new(session), session.first, session.last, fill)
     else:
         workflow_id = _start(tx, session)
         fill(workflow_id)
-    return _Stored(workflow_id, *stored)
+    return _Outcome(workflow_id, *counts)
 
 
 def _known(tx: Any, session: Session) -> str | None:
@@ -309,8 +345,8 @@ def _start(tx: Any, session: Session) -> str:
     return created.id
 
 
-def _complete(tx: Any, workflow_id: str, session: Session, has_ended: bool) -> None:
+def _complete(tx: Any, workflow_id: str, part: _Part) -> None:
     """Complete the session's own workflow, which was taken in while it went on."""
-    is_own = workflow_id == session.own_id
-    if is_own and has_ended and summaries.summary(tx, workflow_id).status == "in_progress":
-        moves.carry_out(tx, workflow_id, "complete", moves.Report(), session.last)
+    is_own = workflow_id == part.session.own_id
+    if is_own and part.has_ended and summaries.summary(tx, workflow_id).status == "in_progress":
+        moves.carry_out(tx, workflow_id, "complete", moves.Report(), part.session.last)
