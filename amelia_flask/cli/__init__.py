@@ -1,0 +1,17 @@
+"""The command line: one command a function, a module a theme; errors are one sentence on standard error."""
+
+import click
+
+from amelia_flask import __version__
+from amelia_flask.cli.imports import import_
+from amelia_flask.cli.serve import init_db, serve
+
+
+@click.group()
+@click.version_option(__version__, package_name="amelia-flask")
+def main() -> None:
+    """The record-keeper for fleets of coding agents. Settings are AMELIA_* environment variables."""
+
+
+for _command in (serve, init_db, import_):
+    main.add_command(_command)

@@ -1,0 +1,24 @@
+"""What every command does with the failures that we know."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from amelia_flask.errors import AmeliaError
+
+
+def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the failures that we know into one sentence and exit status 1."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except AmeliaError as error:
+            raise click.ClickException(error.message) from None
+        except OSError as error:
+            raise click.ClickException(f"{error.filename or 'A file'} cannot be read: {error.strerror}.") from None
+
+    return run

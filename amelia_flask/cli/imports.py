@@ -1,0 +1,48 @@
+"""`import`: what agents left on disk."""
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from amelia_flask import schema
+from amelia_flask.cli.common import reports_errors
+from amelia_flask.intake.transcripts import Format, files_of, store, survey
+from amelia_flask.ledger import Ledger
+from amelia_flask.progress import progress
+from amelia_flask.settings import from_environment
+
+
+@click.group("import")
+def import_() -> None:
+    """Take in what agents left on disk. Taking the same in again changes nothing."""
+
+
+@import_.command("claude-code")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path), metavar="PATH…")
+@reports_errors
+def import_claude_code(paths: tuple[Path, ...]) -> None:
+    """Take in Claude Code transcripts: files, or folders with *.jsonl below them.
+
+    Each session in each worktree becomes a workflow with its events, token usage and cost. Lines that cannot be
+    read are left out, counted and named.
+    """
+    from amelia_flask.intake import claude_code
+
+    _import_transcripts(Format(claude_code.SOURCE, claude_code.parse), files_of(paths, ".jsonl"))
+
+
+def _import_transcripts(form: Format, files: list[Path]) -> None:
+    settings = from_environment()
+    schema.set_up(settings.database_path)
+    length = sum(file.stat().st_size for file in files)
+    with progress(f"Reading {len(files)} files", length) as step:
+        found = survey(form, files, step)
+    for line in found.malformed:
+        click.echo(line, err=True)
+    with closing(Ledger(settings)) as ledger, progress(f"Storing {len(found.sessions)} sessions", length) as step:
+        stored = store(ledger, found, step)
+    click.echo(f"{found.lines} lines, {len(found.malformed)} malformed, {found.skipped} of other kinds")
+    click.echo(f"{len(stored.workflows)} workflows")
+    click.echo(f"{stored.new_events} events new, {stored.known_events} known")
+    click.echo(f"{stored.new_records} usage records new, {stored.grown_records} grown")

@@ -1,0 +1,37 @@
+"""`serve` and `init-db`: the database made ready, and the service on it."""
+
+import sys
+
+import click
+
+from amelia_flask import schema
+from amelia_flask.cli.common import reports_errors
+from amelia_flask.settings import Settings, from_environment
+
+
+@click.command()
+@reports_errors
+def serve() -> None:
+    """Set up the database and serve until stopped."""
+    from amelia_flask.server import serve as serve_until_stopped
+
+    settings = from_environment()
+    serve_until_stopped(settings, lambda: _announce(settings))
+
+
+@click.command("init-db")
+@reports_errors
+def init_db() -> None:
+    """Make the database, or bring it up to date; doing it twice is harmless."""
+    settings = from_environment()
+    applied = schema.set_up(settings.database_path)
+    done = f"applied {', '.join(applied)}" if applied else "is up to date"
+    click.echo(f"{settings.database_path}: {done}")
+
+
+def _announce(settings: Settings) -> None:
+    address = f"http://{'127.0.0.1' if settings.host == 'localhost' else settings.host}:{settings.port}"
+    click.echo(f"Database   {settings.database_path}")
+    click.echo(f"Health     {address}/api/health")
+    click.echo(f"API        {address}/api/docs")
+    sys.stdout.flush()
