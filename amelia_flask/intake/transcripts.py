@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -27,9 +26,9 @@ from amelia_flask.progress import Step
 # A session that has been silent for so long has ended.
 IDLE = timedelta(minutes=720)
 LONGEST_MESSAGE = 65_536
-# So many bytes of lines are stored as one transaction: enough to make its costs small, few enough that others who
-# write wait for a blink.
-MOST_BYTES = 4 * 1024 * 1024
+# At most so many bytes of lines are stored as one transaction, and half of it where there are as many: enough to make
+# its costs small, few enough that others who write wait for a blink.
+MOST_BYTES = 8 * 1024 * 1024
 # A longer line is taken as several, and they are malformed.
 LONGEST_LINE = 64 * 1024 * 1024
 
@@ -257,21 +256,27 @@ def _without_replays(requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[
 def _waiting(found: Survey, step: Step) -> Iterator[dict[Key, list[events.NewEvent]]]:
     """The events that are stored together, those of a session in the order of its lines.
 
-    A session that began after the survey is left for the next time.
+    Only a long file is cut, so that most sessions are stored whole, with their completion at the end. A session that
+    began after the survey is left for the next time.
     """
     waiting: dict[Key, list[events.NewEvent]] = {}
     size = 0
-    for _, raw in chain.from_iterable(_lines(path, step) for path in found.files):
-        told = _told(found.form, raw)
-        key = _key(told.session, told.directory) if told else None
-        if told is None or key not in found.sessions:
-            continue
-        waiting.setdefault(key, []).extend(told.events())
-        size += len(raw)
-        if size >= MOST_BYTES:
+    for path in found.files:
+        for _, raw in _lines(path, step):
+            told = _told(found.form, raw)
+            key = _key(told.session, told.directory) if told else None
+            if told is None or key not in found.sessions:
+                continue
+            waiting.setdefault(key, []).extend(told.events())
+            size += len(raw)
+            if size >= MOST_BYTES:
+                yield waiting
+                waiting, size = {}, 0
+        if size >= MOST_BYTES // 2:
             yield waiting
             waiting, size = {}, 0
-    yield waiting
+    if waiting:
+        yield waiting
 
 
 def _told(form: Format, raw: bytes) -> Told | None:
