@@ -1,5 +1,6 @@
 """The application: wiring only."""
 
+from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
@@ -26,6 +27,14 @@ RESOURCES = (
 )
 
 
+class _SynchronousFlask(Flask):
+    """Flask without its question, at every call of a view or a hook, whether that is a coroutine: none is."""
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Called by Flask."""
+        return func
+
+
 def create_app(settings: Settings | None = None) -> Flask:
     """The application with these settings, by default those of the environment.
 
@@ -33,7 +42,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     (`schema.set_up`). Raises SettingsError.
     """
     settings = settings or from_environment()
-    app = Flask("amelia_flask", static_folder=None)
+    app = _SynchronousFlask("amelia_flask", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.url_map.converters["uuid"] = WorkflowId
     app.url_map.merge_slashes = False  # a redirect would lose the body of a POST

@@ -5,7 +5,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 
-_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_MILLISECOND = timedelta(milliseconds=1)
 _lock = threading.Lock()
 _last = 0
 
@@ -22,13 +22,16 @@ def to_text(moment: datetime) -> str:
 
 def from_text(text: str) -> datetime:
     """The moment that `to_text` wrote. Raises ValueError for anything else."""
-    return datetime.strptime(text, _FORMAT).replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None or to_text(moment) != text:
+        raise ValueError(f"{text!r} is not a time as it is stored")
+    return moment
 
 
 def milliseconds(start: str, end: str | None) -> int:
-    """Whole milliseconds from `start` to `end`, or to now; never below 0, whatever the clock did in between."""
-    passed = (from_text(end) if end else now()) - from_text(start)
-    return max(0, passed // timedelta(milliseconds=1))
+    """Whole milliseconds between stored times, or from `start` to now; never below 0, whatever the clock did."""
+    passed = (datetime.fromisoformat(end) if end else now()) - datetime.fromisoformat(start)
+    return max(0, passed // _MILLISECOND)
 
 
 def new_id() -> str:

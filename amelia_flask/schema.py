@@ -1,5 +1,6 @@
 """Brings a database to this version's schema, once, however many processes start together."""
 
+from functools import cache
 from pathlib import Path
 
 from playhouse.migrations import Runner
@@ -77,5 +78,6 @@ def _create_tables(db: SqliteExtDatabase) -> None:
         EventPosition.insert(id=1, value=0).on_conflict_ignore().execute()
 
 
-def _names() -> set[str]:
-    return {file.stem for file in MIGRATIONS.glob("[0-9]*.py")}
+@cache
+def _names() -> frozenset[str]:
+    return frozenset(file.stem for file in MIGRATIONS.glob("[0-9]*.py"))

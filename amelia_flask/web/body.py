@@ -89,8 +89,9 @@ def check_media_type(accepted: tuple[str, ...]) -> str:
     A page of another origin can send text/plain and forms without asking; so they are refused even where no
     body is needed. Raises UnsupportedMediaType.
     """
-    given: str | None = request.environ.get("CONTENT_TYPE")
-    if given in accepted and "HTTP_CONTENT_ENCODING" not in request.environ:
+    environ = request.environ
+    given: str | None = environ.get("CONTENT_TYPE")
+    if given in accepted and "HTTP_CONTENT_ENCODING" not in environ:
         return given
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("The body must be sent without a Content-Encoding.")

@@ -41,11 +41,11 @@ def register(app: Flask) -> None:
     app.register_error_handler(AmeliaError, answer)
     app.register_error_handler(HTTPException, _from_framework)
     app.register_error_handler(Exception, _from_fault)
-    app.after_request(_let_read)
 
 
 def answer(error: AmeliaError) -> Response:
-    """The error as a response."""
+    """The error as a response, which a client that is still sending gets to read."""
+    drop_rest()
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
@@ -55,12 +55,6 @@ def answer(error: AmeliaError) -> Response:
 def body(error: AmeliaError) -> Error:
     """The error as callers read it."""
     return Error(error.message, error.code, error.details, error.detail)
-
-
-def _let_read(response: Response) -> Response:
-    if response.status_code >= 400:
-        drop_rest()
-    return response
 
 
 def _from_framework(error: HTTPException) -> Response:
