@@ -45,7 +45,7 @@ def _singles(scale: Scale, folder: Path) -> Iterator[Row]:
                 },
                 scale,
             )
-            what = f"single events, {connections} connections"
+            what = f"single events, {connections} connection{'s' * (connections > 1)}"
             yield compared(
                 f"{what}: rate to naive's", rounds, "ours", "naive", limit=_judged(connections, at_least(3.5))
             )
