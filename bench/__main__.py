@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows += _measure(name, scale)
         except Exception as error:
             traceback.print_exc()
-            failures.append(f"{name} failed: {error}")
+            failures.append(f"{name} failed: {str(error) or repr(error)}")
     print(table(rows), *failures, f"{time.monotonic() - started:.0f} s on {_machine()}", sep="\n\n")
     said = {"machine": _machine(), "at": datetime.now(UTC).isoformat(), "failures": failures}
     wanted.json.write_text(json.dumps(said | {"rows": [row.as_json() for row in rows]}, indent=1))
