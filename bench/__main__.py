@@ -26,7 +26,7 @@ RESULTS = Path(__file__).parent / "results.json"
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the arguments name, everything by default; give the exit status."""
-    wanted = _parser().parse_args(arguments)
+    wanted = _arguments(arguments)
     scale = QUICK if wanted.quick else LONG if wanted.long else FULL
     started = time.monotonic()
     rows: list[Row] = []
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows += _measure(name, scale)
         except Exception as error:
             traceback.print_exc()
-            failures.append(f"{name} failed: {error}")
+            failures.append(f"{name} failed: {str(error) or repr(error)}")
     print(table(rows), *failures, f"{time.monotonic() - started:.0f} s on {_machine()}", sep="\n\n")
     said = {"machine": _machine(), "at": datetime.now(UTC).isoformat(), "failures": failures}
     wanted.json.write_text(json.dumps(said | {"rows": [row.as_json() for row in rows]}, indent=1))
@@ -51,13 +51,17 @@ def _measure(name: str, scale: Scale) -> list[Row]:
         return list(module.run(scale, Path(folder)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m bench", description="Measure the service beside its contenders.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all by default")
     parser.add_argument("--quick", action="store_true", help="only show that everything works")
     parser.add_argument("--long", action="store_true", help="mixed load for ten minutes more or 3 million requests")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="where the rows are written")
-    return parser
+    wanted = parser.parse_args(arguments)
+    unknown = set(wanted.names) - set(NAMES)
+    if unknown:
+        parser.error(f"{min(unknown)} is none of {', '.join(NAMES)}")
+    return wanted
 
 
 def _machine() -> str:

@@ -127,8 +127,9 @@ def figures(results: Sequence[Result]) -> dict[str, float]:
 
 def alternate(contenders: Mapping[str, Measure], scale: Scale) -> dict[str, list[Result]]:
     """Measure each in each round, every second round in the opposite order, after a warm-up that is not counted."""
-    for measure in contenders.values():
-        measure(scale.seconds / 10)
+    if scale.warm_up_seconds:
+        for measure in contenders.values():
+            measure(scale.warm_up_seconds)
     results: dict[str, list[Result]] = {name: [] for name in contenders}
     for number in range(scale.rounds):
         for name in _order(list(contenders), number):

@@ -29,7 +29,8 @@ def run(scale: Scale, folder: Path) -> Iterator[Row]:
 def _take_in(corpus: Path, database: Path) -> str:
     """What the command said, in one line. Raises LoadError where not everything was taken in."""
     command = [sys.executable, "-m", "amelia_flask", "import", "claude-code", str(corpus)]
-    environment = os.environ | {"AMELIA_DATABASE_PATH": str(database)}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AMELIA_")}
+    environment = clean | {"AMELIA_DATABASE_PATH": str(database)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode or ", 0 malformed" not in done.stdout:
         raise LoadError(f"The import failed: {done.stdout} {done.stderr}")

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import requests
-from bench.figures import Limit, Measure, Row, alternate, at_least, at_most, compared, p99
+from bench.figures import Limit, Measure, Rounds, Row, alternate, at_least, at_most, compared, p99
 from bench.load import Script, drive
 from bench.scale import Scale
 from bench.servers import Process, amelia, contender, raw, serving
@@ -32,40 +32,33 @@ def _singles(scale: Scale, folder: Path) -> Iterator[Row]:
     ours, logging = amelia(folder / "amelia.db"), amelia(folder / "logging.db", log_level="info")
     naive, echo = contender("naive", folder / "naive"), contender("bare", folder / "bare")
     with serving(ours, logging, naive, echo):
-        scripts = {
-            server: requests.singles(create_workflows(server, requests.WORKFLOWS))
-            for server in (ours, naive, logging)
+        loads = {
+            "ours": (ours, _prepared(ours)),
+            "naive": (naive, _prepared(naive)),
+            "echo": (echo, requests.echoes()),
         }
         for connections in CONNECTIONS:
-            rounds = alternate(
-                {
-                    "ours": load(ours, scripts[ours], connections),
-                    "naive": load(naive, scripts[naive], connections),
-                    "echo": load(echo, requests.echoes(), connections),
-                },
-                scale,
-            )
-            what = f"single events, {connections} connections"
-            yield compared(
-                f"{what}: rate to naive's", rounds, "ours", "naive", limit=_judged(connections, at_least(3.5))
-            )
-            yield compared(
-                f"{what}: p99 to naive's", rounds, "ours", "naive", p99, _judged(connections, at_most(0.1))
-            )
-            yield compared(
-                f"{what}: rate to echo's", rounds, "ours", "echo", limit=_judged(connections, at_least(0.4))
-            )
-        with_ids = requests.singles_with_ids(create_workflows(ours, requests.WORKFLOWS))
-        rounds = alternate(
-            {
-                "without": load(ours, scripts[ours], JUDGED),
-                "with ids": load(ours, with_ids, JUDGED),
-                "with log": load(logging, scripts[logging], JUDGED),
-            },
-            scale,
-        )
-        yield compared("single events with ids of the agent's: rate to those without", rounds, "with ids", "without")
-        yield compared("single events with a log line each: rate to those without", rounds, "with log", "without")
+            contenders = {name: load(server, script, connections) for name, (server, script) in loads.items()}
+            yield from _beside_others(connections, alternate(contenders, scale))
+        variants = {
+            "without": load(*loads["ours"], JUDGED),
+            "with ids": load(ours, requests.singles_with_ids(create_workflows(ours, requests.WORKFLOWS)), JUDGED),
+            "with log": load(logging, _prepared(logging), JUDGED),
+        }
+        rounds = alternate(variants, scale)
+    yield compared("single events with ids of the agent's: rate to those without", rounds, "with ids", "without")
+    yield compared("single events with a log line each: rate to those without", rounds, "with log", "without")
+
+
+def _prepared(server: Process) -> Script:
+    return requests.singles(create_workflows(server, requests.WORKFLOWS))
+
+
+def _beside_others(connections: int, rounds: Rounds) -> Iterator[Row]:
+    what = f"single events, {connections} connection{'s' * (connections > 1)}"
+    yield compared(f"{what}: rate to naive's", rounds, "ours", "naive", limit=_judged(connections, at_least(3.5)))
+    yield compared(f"{what}: p99 to naive's", rounds, "ours", "naive", p99, _judged(connections, at_most(0.1)))
+    yield compared(f"{what}: rate to echo's", rounds, "ours", "echo", limit=_judged(connections, at_least(0.4)))
 
 
 def _judged(connections: int, limit: Limit) -> Limit | None:

@@ -9,6 +9,7 @@ class Scale:
 
     rounds: int = 3
     seconds: float = 3.0  # of each contender in each round
+    warm_up_seconds: float = 0.3
     events: tuple[int, int, int] = (10_000, 1_000_000, 5_000_000)
     cold_pages: int = 20
     usage_records: int = 1_000_000
@@ -27,6 +28,7 @@ LONG = Scale(minutes=11, most_requests=3_000_000)
 QUICK = Scale(
     rounds=1,
     seconds=0.05,
+    warm_up_seconds=0,
     events=(2_000, 4_000, 6_000),
     cold_pages=2,
     usage_records=10_000,

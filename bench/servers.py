@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.load import LoadError, Result
-from tests.serving import Server
+from tests.serving import STOP_SECONDS, Server
 
 ROOT = Path(__file__).parent.parent
 # The same for all of them, whatever their defaults.
@@ -91,13 +91,21 @@ def serving(*servers: Process) -> Iterator[None]:
         for server in servers:
             server.wait_until_ready()
         yield
-        statuses = [server.stop() for server in servers]
+        statuses = _stop(servers)
         if any(statuses):
             raise LoadError(f"Servers ended with the statuses {statuses}: {_logs(servers)}")
     finally:
         for server in servers:
             if server.process is not None and server.process.poll() is None:
                 server.kill()
+
+
+def _stop(servers: Sequence[Process]) -> list[int]:
+    """Ask all of them to stop; give their statuses when they have."""
+    processes = [server.process for server in servers if server.process is not None]
+    for process in processes:
+        process.terminate()
+    return [process.wait(STOP_SECONDS) for process in processes]
 
 
 def raw(database: Path, rows: int, seconds: float, preload: Path | None = None) -> Result:

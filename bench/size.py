@@ -13,7 +13,7 @@ import msgspec
 from amelia_flask import report
 from amelia_flask.database import SqliteExtDatabase, open_readers
 from bench import requests
-from bench.figures import Measure, Row, alternate, at_least, at_most, compared, figures, p50
+from bench.figures import Measure, Rounds, Row, alternate, at_least, at_most, compared, figures, p50
 from bench.filling import Filled, fill, fill_usage, settle
 from bench.ingest import load
 from bench.load import LoadError, Result, drive
@@ -57,13 +57,17 @@ def _events(scale: Scale, folder: Path, middle: Path, largest: Path, filled: lis
                 for name, measured in alternate(contenders, replace(scale, rounds=1)).items():
                     results.setdefault(name, []).extend(measured)
     for size in SIZES[1:]:
-        what = f"{size} record to the smallest"
-        judged = size == "largest"
-        for name, least in (("batches of 100", 0.95), ("single events", 0.9)):
-            limit = at_least(least) if judged else None
-            yield compared(f"{name}, {what}: rate", results, f"{name}, {size}", f"{name}, smallest", limit=limit)
-        limit = at_most(1.2) if judged else None
-        yield compared(f"warm page of 100, {what}: p50", results, f"page, {size}", "page, smallest", p50, limit)
+        yield from _beside_smallest(size, results)
+
+
+def _beside_smallest(size: str, results: Rounds) -> Iterator[Row]:
+    what = f"{size} record to the smallest"
+    is_judged = size == "largest"
+    for name, least in (("batches of 100", 0.95), ("single events", 0.9)):
+        limit = at_least(least) if is_judged else None
+        yield compared(f"{name}, {what}: rate", results, f"{name}, {size}", f"{name}, smallest", limit=limit)
+    limit = at_most(1.2) if is_judged else None
+    yield compared(f"warm page of 100, {what}: p50", results, f"page, {size}", "page, smallest", p50, limit)
 
 
 def _contenders(sized: list[tuple[str, Process, Filled]]) -> Iterator[tuple[str, Measure]]:

@@ -75,7 +75,7 @@ def fill(path: Path, count: int) -> None:
     numbered = [(n, names[n % 20], n // 20 + 1, moment) for n, moment in enumerate(moments)]
     filled = (
         [
-            (names[n], f"ISSUE-{n % 40}", f"/work/{n % 20}", FINAL[n % 3], f"host-{n % 4}", moment)
+            (names[n], f"ISSUE-{n % 40}", f"/work/{n % 20}", FINAL[n % 4 and n % 3], f"host-{n % 4}", moment)
             for n, moment in enumerate(moments)
         ],
         [
@@ -276,6 +276,9 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         ("/api/workflows", {"limit": 50}),
         ("/api/workflows", {"status": "completed"}),
         ("/api/workflows", {"status": "in_progress"}),
+        ("/api/workflows", {"status": "failed", "host": "host-0"}),
+        ("/api/workflows", FILTERS | {"issue_id": "none"}),
+        ("/api/workflows", {"status": "completed", "host": "host-3", "worktree": "/none"}),
         ("/api/workflows/active", {}),
         (f"/api/workflows/{HOLDER}", {}),
         (f"/api/workflows/{HOLDER}/events", {"after": 50, "limit": 10}),
@@ -285,6 +288,7 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         ("/api/events", {"after": 1000, "event_type": "type_3"}),
         ("/api/events", {"agent": "nobody"}),
         ("/api/events", {"agent": "agent-3", "order": "desc"}),
+        ("/api/events", {"agent": "agent-3", "event_type": "nothing"}),
         ("/api/usage", {"start": "2020-01-01", "end": "2020-01-31"}),
     ],
     ids=str,

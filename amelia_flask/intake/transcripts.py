@@ -287,14 +287,16 @@ def _told(form: Format, raw: bytes) -> Told | None:
 
 
 class _Part(NamedTuple):
+    """What is stored of a session as one, made ready before the transaction."""
+
     session: Session
-    events: list[events.NewEvent]
+    events: list[events.Arrived]
     records: list[usage.Priced]
     has_ended: bool
 
 
 def _part(session: Session, new: list[events.NewEvent], ended_before: datetime) -> _Part:
-    return _Part(session, new, usage.priced(session.requests), session.last < ended_before)
+    return _Part(session, events.arrived(new), usage.priced(session.requests), session.last < ended_before)
 
 
 def _store(tx: Any, parts: list[_Part]) -> list[_Outcome]:
@@ -305,7 +307,7 @@ def _store_part(tx: Any, part: _Part) -> _Outcome:
     counts: list[int] = []
 
     def fill(workflow_id: str) -> None:
-        known = events.append(tx, workflow_id, events.arrived(part.events)).duplicates if part.events else 0
+        known = events.append(tx, workflow_id, part.events).duplicates
         grown = usage.record_or_grow(tx, workflow_id, part.records)
         counts.extend((len(part.events) - known, known, *grown))
 

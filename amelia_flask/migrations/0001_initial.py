@@ -43,8 +43,8 @@ STATEMENTS = (
     'CREATE UNIQUE INDEX "events_id" ON "events" ("id")',
     'CREATE UNIQUE INDEX "events_position" ON "events" ("position")',
     'CREATE INDEX "idx_events_workflow" ON "events" ("workflow_id", "timestamp")',
-    'CREATE INDEX "idx_events_type" ON "events" ("event_type", "position")',
     'CREATE INDEX "idx_events_agent" ON "events" ("agent", "position")',
+    'CREATE INDEX "idx_events_type" ON "events" ("event_type", "position")',
     'CREATE INDEX "idx_events_level" ON "events" ("position") WHERE ("level" IN (\'warning\', \'error\'))',
     'CREATE TABLE "event_position" ("id" INTEGER NOT NULL PRIMARY KEY, "value" INTEGER NOT NULL)',
     (
