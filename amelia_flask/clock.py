@@ -28,10 +28,9 @@ def from_text(text: str) -> datetime:
     return moment
 
 
-def milliseconds(start: str, end: str | None) -> int:
-    """Whole milliseconds between stored times, or from `start` to now; never below 0, whatever the clock did."""
-    passed = (datetime.fromisoformat(end) if end else now()) - datetime.fromisoformat(start)
-    return max(0, passed // _MILLISECOND)
+def milliseconds(start: str, end: datetime) -> int:
+    """Whole milliseconds from a stored time to `end`; never below 0, whatever the clock did in between."""
+    return max(0, (end - datetime.fromisoformat(start)) // _MILLISECOND)
 
 
 def new_id() -> str:

@@ -253,8 +253,7 @@ def _running_ms(db: Any, wanted: Period, now: datetime) -> int:
     """How long the active workflows that were created in the period have run."""
     after = f"{_end(wanted)}U"  # sorts behind every time of that day, whose day is followed by "T"
     rows = _running.run(db, start=_start(wanted), after=after)
-    until = clock.to_text(now)
-    return sum(clock.milliseconds(started_at, until) for (started_at,) in rows)
+    return sum(clock.milliseconds(started_at, now) for (started_at,) in rows)
 
 
 def _previous_cost(db: Any, wanted: Period) -> float | None:

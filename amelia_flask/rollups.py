@@ -243,7 +243,7 @@ def _count_models(tx: Any, before: dict[str, str | None], days: dict[str, str], 
 def _count_ending(tx: Any, workflow_id: str, sign: int) -> None:
     status, created_at, started_at, completed_at = _times.run(tx, workflow=workflow_id)[0]
     finished, successful = (sign * count for count in _ending(status))
-    duration_ms = sign * (clock.milliseconds(started_at, completed_at) if started_at else 0)
+    duration_ms = sign * (clock.milliseconds(started_at, clock.from_text(completed_at)) if started_at else 0)
     _add_workflows.run(
         tx, day=created_at[:10], workflows=0, finished=finished, successful=successful, duration_ms=duration_ms
     )

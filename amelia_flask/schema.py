@@ -31,7 +31,7 @@ def set_up(path: Path) -> list[str]:
 
 def is_current(db: SqliteExtDatabase) -> bool:
     """Whether exactly this version's migrations have been applied."""
-    rows = db.execute_sql("SELECT name FROM schema_version").fetchall()
+    rows = db.connection().execute("SELECT name FROM schema_version").fetchall()
     return {name for (name,) in rows} == _names()
 
 
@@ -78,6 +78,10 @@ def _create_tables(db: SqliteExtDatabase) -> None:
         EventPosition.insert(id=1, value=0).on_conflict_ignore().execute()
 
 
-@cache
 def _names() -> frozenset[str]:
-    return frozenset(file.stem for file in MIGRATIONS.glob("[0-9]*.py"))
+    return _names_in(MIGRATIONS)
+
+
+@cache
+def _names_in(folder: Path) -> frozenset[str]:
+    return frozenset(file.stem for file in folder.glob("[0-9]*.py"))

@@ -1,6 +1,7 @@
 """Workflows as they are read: one, a page of them, the active ones."""
 
 import base64
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
@@ -21,8 +22,8 @@ RECENT_EVENTS = 50
 StatusName = Literal["pending", "in_progress", "blocked", "completed", "failed", "cancelled"]
 
 
-class Summary(Struct, kw_only=True):
-    """A workflow as a list shows it."""
+class Summary(Struct):
+    """A workflow as a list shows it; the columns are selected in this order."""
 
     id: str
     issue_id: str
@@ -92,6 +93,8 @@ _SUMMARY = (
     Workflow.last_sequence,
     Workflow.cost_nano,
     Workflow.total_tokens,
+    Workflow.started_at,
+    Workflow.completed_at,
     Workflow.unpriced_tokens,
 )
 
@@ -114,15 +117,14 @@ _count_all = Prepared(lambda: FinishedWorkflows.select(_finished + _active))
 
 def summary(db: Any, workflow_id: str) -> Summary:
     """One workflow as lists show it. Raises NotFound."""
-    return _summary(_row(db, workflow_id))
+    return _summary(_row(db, workflow_id)[:-2], clock.now())
 
 
 def detail(db: Any, workflow_id: str) -> tuple[Detail, str]:
     """One workflow with all that belongs to it, and its ETag. Raises NotFound."""
-    row = _row(db, workflow_id)
-    state_json, version = row[-2:]
+    *row, state_json, version = _row(db, workflow_id)
     return Detail(
-        **msgspec.structs.asdict(_summary(row)),
+        **msgspec.structs.asdict(_summary(row, clock.now())),
         state=object_from_text(state_json),
         token_usage=usage.of_workflow(db, workflow_id),
         recent_events=events.recent(db, workflow_id, RECENT_EVENTS),
@@ -141,7 +143,8 @@ def page(db: Any, wanted: Filter, limit: int, cursor: str | None = None) -> Work
     if cursor is not None:
         values["created_at"], values["id"] = _from_cursor(cursor)
     rows = _page_query(filters, cursor is not None).run(db, limit=limit + 1, **values)
-    found = [_summary(row) for row in rows[:limit]]
+    now = clock.now()
+    found = [_summary(row, now) for row in rows[:limit]]
     has_more = len(rows) > limit
     next_cursor = _to_cursor(found[-1].created_at, found[-1].id) if has_more else None
     return WorkflowPage(found, _total(db, wanted, filters), next_cursor, has_more)
@@ -150,7 +153,8 @@ def page(db: Any, wanted: Filter, limit: int, cursor: str | None = None) -> Work
 def active(db: Any, worktree_path: str | None = None) -> WorkflowPage:
     """All workflows that hold a worktree, newest first."""
     rows = _active_query(worktree_path is not None).run(db, worktree_path=worktree_path)
-    return WorkflowPage([_summary(row) for row in rows], len(rows), None, False)
+    now = clock.now()
+    return WorkflowPage([_summary(row, now) for row in rows], len(rows), None, False)
 
 
 def count_active(db: Any) -> int:
@@ -166,27 +170,16 @@ def _row(db: Any, workflow_id: str) -> Row:
     return rows[0]
 
 
-def _summary(row: Row) -> Summary:
-    started_at, completed_at = row[8], row[9]
-    return Summary(
-        id=row[0],
-        issue_id=row[1],
-        worktree_path=row[2],
-        worktree_name=row[3],
-        host=row[4],
-        profile=row[5],
-        status=row[6],
-        created_at=row[7],
-        started_at=started_at,
-        completed_at=completed_at,
-        failure_reason=row[10],
-        current_stage=row[11],
-        last_sequence=row[12],
-        total_cost_usd=to_dollars(row[13]),
-        total_tokens=row[14],
-        total_duration_ms=clock.milliseconds(started_at, completed_at) if started_at else None,
-        unpriced_tokens=row[15],
-    )
+def _summary(row: Row, now: datetime) -> Summary:
+    *head, cost_nano, total_tokens, started_at, completed_at, unpriced_tokens = row
+    sums = to_dollars(cost_nano), total_tokens, _duration(started_at, completed_at, now), unpriced_tokens
+    return Summary(*head, *sums)
+
+
+def _duration(started_at: str | None, completed_at: str | None, now: datetime) -> int | None:
+    if started_at is None:
+        return None
+    return clock.milliseconds(started_at, now if completed_at is None else datetime.fromisoformat(completed_at))
 
 
 def _to_cursor(created_at: str, workflow_id: str) -> str:

@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
+from genai_prices import Usage, calc_price
+from genai_prices.data_snapshot import get_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +48,36 @@ MIXED_PRICE = Price(5_000_000, 9_000_000)
 )
 def test_a_request_costs_what_its_tokens_cost(model: str, counts: Counts, expected: Price | None) -> None:
     assert price(model, counts, NEW_YEAR) == expected
+
+
+KNOWN = sorted(
+    {model.id for provider in get_snapshot().providers for model in provider.models if "/" not in model.id}
+)
+USED = [Counts(1000, 100, 10_000, 2000), Counts(150_000, 3, 100_000, 1), Counts(7, 0, 0, 0), Counts(0, 300_001, 0, 0)]
+
+
+@pytest.mark.parametrize("counts", USED, ids=str)
+def test_every_model_costs_what_the_library_itself_computes(counts: Counts) -> None:
+    compared = 0
+    for model in KNOWN:
+        ours, theirs = price(model, counts, NEW_YEAR), by_library(model, counts)
+        assert (ours and ours.cost_nano) == theirs or ours is None, model
+        compared += ours is not None
+    assert compared > 300, "the other names are found with their provider alone, or are not paid by the token"
+
+
+def by_library(model: str, counts: Counts) -> int | None:
+    """The cost in nano-dollars as `calc_price` has it, which is slow; its input is with the cache."""
+    usage = Usage(
+        input_tokens=sum(counts) - counts.output_tokens,
+        output_tokens=counts.output_tokens,
+        cache_read_tokens=counts.cache_read_tokens,
+        cache_write_tokens=counts.cache_creation_tokens,
+    )
+    try:
+        return to_nano(calc_price(usage, model, genai_request_timestamp=NEW_YEAR).total_price)
+    except LookupError:
+        return None
 
 
 @pytest.mark.parametrize(
