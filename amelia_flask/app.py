@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from amelia_flask import events, models, moves, report, rollups, schema, summaries, usage, workflows
 from amelia_flask.health import Vitals
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings, from_environment
+from amelia_flask.tokens import Keyring
 from amelia_flask.web import docs, errors
 from amelia_flask.web import events as events_web
 from amelia_flask.web import health as health_web
@@ -49,7 +51,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["ledger"] = Ledger(settings)
     app.extensions["vitals"] = Vitals()
     errors.register(app)
-    app.before_request(Gate(settings).check)
+    app.before_request(Gate(settings, Keyring(app.extensions["ledger"])).check)
+    if hops := settings.proxy_hops:
+        app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops, x_prefix=hops)  # type: ignore[method-assign]
     app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]  # the way that Flask names for it
     for resource in RESOURCES:
         app.register_blueprint(resource)

@@ -1,5 +1,6 @@
 """The kinds of values that requests and answers share, each with its bounds, as msgspec types."""
 
+import re
 from datetime import datetime
 from typing import Annotated
 
@@ -25,6 +26,7 @@ JsonObject = Annotated[
     ),
 ]
 _NULL = b"null"
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # category Cc of Unicode
 
 
 def no_object() -> Raw:
@@ -77,5 +79,5 @@ def check_moment(name: str, moment: datetime | None) -> None:
 
 def check_text(name: str, text: str) -> None:
     """Raises ValueError for control characters, which a name or a path never needs."""
-    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+    if _CONTROL.search(text):
         raise ValueError(f"`{name}`: Expected no control characters")

@@ -36,6 +36,10 @@ class Ledger:
         """Call `change` in a transaction; give its result once that is on disk. Raises DatabaseUnavailable."""
         return self.writer.run(lambda tx: change(tx, *args, **kwargs))
 
+    def submit(self, change: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Have `change` written in its turn; nobody waits for it. Raises DatabaseUnavailable where none is taken."""
+        self.writer.submit(lambda tx: change(tx, *args, **kwargs))
+
     def close(self) -> None:
         """Finish what is being written and let go of every connection."""
         self.stopping = True

@@ -43,6 +43,7 @@ class Status(StrEnum):
 ACTIVE = (Status.PENDING, Status.IN_PROGRESS, Status.BLOCKED)
 LEVELS = ("debug", "info", "warning", "error")
 COST_SOURCES = ("reported", "computed", "unpriced")
+SCOPES = ("read", "write")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> Any:
@@ -117,6 +118,12 @@ for _name, *_columns in (
     ("idx_workflows_started_at", Workflow.started_at.desc()),
 ):
     Workflow.add_index(Workflow.index(*_columns, name=_name))
+# What retention looks for; partial, so that a workflow costs nothing more before its end.
+Workflow.add_index(
+    Workflow.index(
+        Workflow.completed_at, where=Workflow.completed_at.is_null(False), name="idx_workflows_completed_at"
+    )
+)
 Workflow.add_index(
     Workflow.index(
         Workflow.host,
@@ -313,6 +320,30 @@ class ModelsByDay(Table):
         without_rowid = True
 
 
+class AccessToken(Table):
+    """A token that is in force: its digest, never itself."""
+
+    name = TextField(primary_key=True)
+    digest = TextField()
+    scope = TextField(constraints=[_one_of("scope", SCOPES)])
+    created_at = TimestampField()
+    last_used_at = TimestampField(null=True)
+
+    class Meta:
+        table_name = "access_tokens"
+        without_rowid = True
+
+
+class PrunedWorkflow(Table):
+    """A workflow that retention has taken, or has begun to take: what tells of it again is not counted again."""
+
+    id = TextField(primary_key=True)
+
+    class Meta:
+        table_name = "pruned_workflows"
+        without_rowid = True
+
+
 TABLES = (
     Workflow,
     Event,
@@ -325,4 +356,6 @@ TABLES = (
     WorkflowsByDay,
     FinishedWorkflows,
     ModelsByDay,
+    AccessToken,
+    PrunedWorkflow,
 )

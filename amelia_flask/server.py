@@ -3,12 +3,15 @@
 `amelia-flask serve` and `gunicorn wsgi:app` (through the root `gunicorn.conf.py`) take the same options from here.
 """
 
+import ipaddress
 import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from http import HTTPStatus
 from typing import Any
 
@@ -18,7 +21,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from amelia_flask import schema
+from amelia_flask import schema, tokens
 from amelia_flask.app import create_app
 from amelia_flask.database import engine_is_mended, engine_version
 from amelia_flask.errors import (
@@ -29,8 +32,10 @@ from amelia_flask.errors import (
     SettingsError,
     UriTooLong,
 )
+from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings
 from amelia_flask.stream import MOST_PROCESSES, open_readers
+from amelia_flask.web.access import HEADERS, REQUEST_ID, new_request_id
 from amelia_flask.web.errors import body
 
 log = logging.getLogger(__name__)
@@ -54,10 +59,12 @@ def options(settings: Settings) -> dict[str, Any]:
         "timeout": 30,
         "keepalive": 75,
         "control_socket_disable": True,
+        "forwarded_allow_ips": "",  # what proxies say is read in one place alone, `app.py`
         "loglevel": level,
         "logger_class": Logger,
         "logconfig_dict": _logging(level),
-        "on_starting": lambda _arbiter: prepare(settings),
+        "on_starting": lambda _arbiter: _or_exit(prepare, settings),
+        "when_ready": lambda arbiter: _or_exit(_check_addresses, settings, arbiter),
         "pre_fork": _give_slot,
         "post_fork": lambda _arbiter, worker: _begin_process(settings, worker),
         "post_worker_init": _bound_receiving,
@@ -82,12 +89,51 @@ def workers(settings: Settings) -> int:
 
 
 def prepare(settings: Settings) -> None:
-    """Bring the database up to date before any process is forked. Raises SchemaError."""
+    """Bring the database up to date before any process is forked. Raises SchemaError.
+
+    Raises SettingsError for a service that would ask for a token where there is none.
+    """
     schema.set_up(settings.database_path)
+    _check_token(settings)
     if not engine_is_mended():
         log.warning(
             "SQLite %s has the WAL-reset bug: one process alone may write. Install pysqlite3.", engine_version()
         )
+
+
+def _check_token(settings: Settings) -> None:
+    if settings.asks_for_token and settings.api_token is None and not _stored_tokens(settings):
+        opens = f"AMELIA_HOST={settings.host} opens the service to a network"
+        raise SettingsError(
+            f"{'AMELIA_REQUIRE_TOKEN is on' if settings.is_loopback else opens}, but there is no token: set "
+            "AMELIA_API_TOKEN, or make one with `amelia-flask token create NAME --scope read|write`."
+        )
+    if settings.proxy_hops and not settings.asks_for_token:
+        log.warning("whoever reaches the proxy may read and write everything, unless AMELIA_REQUIRE_TOKEN is on")
+
+
+def _stored_tokens(settings: Settings) -> list[tokens.Token]:
+    with closing(Ledger(settings)) as ledger:
+        return ledger.read(tokens.stored)
+
+
+def _check_addresses(settings: Settings, arbiter: Any) -> None:
+    """Refuse to listen, by an option of gunicorn's own, where the settings would let everybody in."""
+    names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
+    hosts = [name[0] for name in names if isinstance(name, tuple)]  # a Unix socket has a path
+    foreign = [host for host in hosts if not ipaddress.ip_address(host.partition("%")[0]).is_loopback]
+    if foreign and not settings.asks_for_token:
+        raise SettingsError(
+            f"gunicorn listens on {foreign[0]}, which opens the service to a network: set AMELIA_HOST instead."
+        )
+
+
+def _or_exit(check: Callable[..., None], *arguments: Any) -> None:
+    """Call `check`, and end the program with a sentence where it fails: gunicorn would show where in the code."""
+    try:
+        check(*arguments)
+    except AmeliaError as error:
+        sys.exit(f"Error: {error.message}")
 
 
 class Server(BaseApplication):
@@ -172,11 +218,17 @@ def _refusal(exc: BaseException) -> AmeliaError:
 
 def _raw_answer(error: AmeliaError) -> bytes:
     content = msgspec.json.encode(body(error))
-    head = (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
+    request_id = new_request_id()
+    log.info("refused what is no request: %d %s", error.status, request_id)
+    fields = HEADERS | {
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(content)),
+        REQUEST_ID: request_id,
+    }
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in fields.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + content
 
 
 def _give_slot(arbiter: Any, worker: Worker) -> None:

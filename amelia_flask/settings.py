@@ -1,6 +1,7 @@
 """Settings from `AMELIA_*`, each checked at start. The only module that reads the environment."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,6 +13,8 @@ from amelia_flask.errors import SettingsError
 
 PREFIX = "AMELIA_"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+# A host name or address as a Host header has it, in lower case: the name, and the port, which is never compared.
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-][a-z0-9._-]*)(?::[0-9]{1,5})?", re.ASCII)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_token: Annotated[str, Meta(pattern=r"^[\x21-\x7e]{16,}$")] | None = None
     require_token: bool = False
     allowed_hosts: tuple[str, ...] = ()
+    proxy_hops: Annotated[int, Meta(ge=0, le=10)] = 0
     max_streams: Annotated[int, Meta(ge=0)] | None = None
     pin_workers: bool = False
 
@@ -38,6 +42,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def is_loopback(self) -> bool:
         """Whether only programs on this machine can connect."""
         return self.host in LOOPBACK
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether every call but the probes needs a token."""
+        return self.require_token or self.api_token is not None or not self.is_loopback
 
     @property
     def waiting_readers(self) -> int:
@@ -70,10 +79,22 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
 
 def _plain(name: str, text: str) -> object:
     if name == "allowed_hosts":
-        return [host.strip().lower() for host in text.split(",") if host.strip()]
+        return [_host(entry.strip()) for entry in text.split(",") if entry.strip()]
     if name == "database_path":
         return Path(text).expanduser()
     return {"on": "true", "off": "false"}.get(text, text) if name in {"require_token", "pin_workers"} else text
+
+
+def _host(entry: str) -> str:
+    """The name as requests are compared with it: lower case, no port, no trailing dot."""
+    name = entry.lower()
+    match = HOST.fullmatch(name.removeprefix("."))
+    if match is None:
+        raise SettingsError(
+            f"AMELIA_ALLOWED_HOSTS holds {entry!r}, which is no host name: write amelia.example.com, or .example.com "
+            "for all below it, or an IPv6 address in brackets."
+        )
+    return ("." if name.startswith(".") else "") + match[1].removesuffix(".")
 
 
 def _sentence(problem: str) -> str:
@@ -86,7 +107,3 @@ def _check(settings: Settings) -> None:
         raise SettingsError("AMELIA_DATABASE_URL is set, but this version keeps its record on SQLite only.")
     if str(settings.database_path) in {"", ".", ":memory:"}:
         raise SettingsError("AMELIA_DATABASE_PATH must name a file.")
-    if settings.require_token and settings.api_token is None:
-        raise SettingsError("AMELIA_REQUIRE_TOKEN is on, but AMELIA_API_TOKEN is not set.")
-    if not settings.is_loopback and settings.api_token is None:
-        raise SettingsError(f"AMELIA_HOST={settings.host} opens the service to a network: set AMELIA_API_TOKEN too.")

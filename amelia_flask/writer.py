@@ -69,14 +69,21 @@ class Writer:
         say `outcome_unknown` in the rare case in which the change may yet be stored, to be settled by calling
         again with the same ids.
         """
+        result: Result = self._outcome(self.submit(change))
+        return result
+
+    def submit(self, change: Change[Any]) -> Future[Any]:
+        """Queue `change`; how it ends stands in the future, and in the log where that is a fault.
+
+        Raises DatabaseUnavailable where no more is taken.
+        """
         item = _Item(change)
         with self._door:
             self._ensure_running()
             if self._queue.qsize() >= MAX_WAITING:
                 raise DatabaseUnavailable("Too many writes are waiting; try again.")
             self._queue.put(item)
-        result: Result = self._outcome(item.future)
-        return result
+        return item.future
 
     def ensure_running(self) -> None:
         """Start the thread where it does not run: at first, after a fork, or after it died."""

@@ -85,4 +85,4 @@ def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
 def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table: what must be the same before and after a change that was refused."""
     tables = [name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
-    return {name: rows(path, f"SELECT * FROM {name} ORDER BY 1, 2") for name in tables}
+    return {name: sorted(rows(path, f"SELECT * FROM {name}"), key=repr) for name in tables}

@@ -52,7 +52,7 @@ def test_init_db_makes_the_database_and_then_finds_it_up_to_date(tmp_path: Path)
     [
         ({"AMELIA_PORT": "x"}, "AMELIA_PORT is malformed"),
         ({"AMELIA_PROT": "1"}, "AMELIA_PROT is not a setting"),
-        ({"AMELIA_HOST": "0.0.0.0"}, "set AMELIA_API_TOKEN too"),
+        ({"AMELIA_ALLOWED_HOSTS": "http://a.example"}, "which is no host name"),
     ],
 )
 @pytest.mark.parametrize("command", ["serve", "init-db"])

@@ -27,6 +27,7 @@ ROOMS = [
     "moves",
     "report",
     "ledger",
+    "tokens",
     "stream",
     "health",
     "intake",

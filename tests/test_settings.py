@@ -43,8 +43,14 @@ def test_every_kind_of_value_is_read() -> None:
         ("AMELIA_MAX_CONCURRENT", "0", "AMELIA_MAX_CONCURRENT is malformed"),
         ("AMELIA_DATABASE_PATH", ":memory:", "AMELIA_DATABASE_PATH must name a file"),
         ("AMELIA_DATABASE_URL", "postgresql://x", "AMELIA_DATABASE_URL is set"),
-        ("AMELIA_REQUIRE_TOKEN", "on", "AMELIA_API_TOKEN is not set"),
-        ("AMELIA_HOST", "0.0.0.0", "opens the service to a network"),
+        ("AMELIA_PROXY_HOPS", "-1", "AMELIA_PROXY_HOPS is malformed"),
+        *[
+            ("AMELIA_ALLOWED_HOSTS", entry, "which is no host name")
+            for entry in (
+                *("http://a.example", "a.example/", "*.a.example", "a b", ".", "..a", "a.example:", "a:port", "a:1:2"),
+                *("::1", "[::1", "user@a.example", "fine.example, b@d", "ä.example", "a\tb", "[a.example]"),
+            )
+        ],
     ],
 )
 def test_a_bad_setting_is_refused_with_a_sentence(name: str, value: str, says: str) -> None:
@@ -53,6 +59,34 @@ def test_a_bad_setting_is_refused_with_a_sentence(name: str, value: str, says: s
     assert "\n" not in refused.value.message
 
 
-def test_a_network_address_is_fine_with_a_token() -> None:
-    settings = from_environment({"AMELIA_HOST": "0.0.0.0", "AMELIA_API_TOKEN": "t" * 20})
-    assert not settings.is_loopback
+@pytest.mark.parametrize(
+    ("entry", "host"),
+    [
+        ("Amelia.Example.", "amelia.example"),
+        ("amelia.example:8443", "amelia.example"),
+        ("amelia.example.:8443", "amelia.example"),
+        (".Internal.:80", ".internal"),
+        ("[FE80::1]:8420", "[fe80::1]"),
+        ("10.0.0.1:1", "10.0.0.1"),
+    ],
+)
+def test_an_allowed_host_is_kept_as_requests_are_compared_with_it(entry: str, host: str) -> None:
+    assert from_environment({"AMELIA_ALLOWED_HOSTS": f" {entry} ,"}).allowed_hosts == (host,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asks"),
+    [
+        ({}, False),
+        ({"HOST": "::1"}, False),
+        ({"HOST": "localhost", "REQUIRE_TOKEN": "off"}, False),
+        ({"HOST": "0.0.0.0"}, True),
+        ({"HOST": "amelia.example"}, True),
+        ({"REQUIRE_TOKEN": "on"}, True),
+        ({"API_TOKEN": "t" * 20}, True),
+    ],
+)
+def test_a_token_is_asked_for_on_a_network_or_where_the_operator_says_so(
+    settings: dict[str, str], asks: bool
+) -> None:
+    assert from_environment({f"AMELIA_{name}": text for name, text in settings.items()}).asks_for_token is asks

@@ -5,6 +5,7 @@ import click
 from amelia_flask import __version__
 from amelia_flask.cli.imports import import_
 from amelia_flask.cli.serve import init_db, serve
+from amelia_flask.cli.tokens import token
 
 
 @click.group()
@@ -13,5 +14,5 @@ def main() -> None:
     """The record-keeper for fleets of coding agents. Settings are AMELIA_* environment variables."""
 
 
-for _command in (serve, init_db, import_):
+for _command in (serve, init_db, import_, token):
     main.add_command(_command)

@@ -52,9 +52,14 @@ class Access:
         return self._application(environ, start)
 
 
+def new_request_id() -> str:
+    """An id for a request that brought none."""
+    return f"{random.getrandbits(64):016x}"
+
+
 def _request_id(given: str) -> str:
     """The caller's, unless it is odd or missing."""
-    return given if 0 < len(given) <= 64 and _ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+    return given if 0 < len(given) <= 64 and _ID.fullmatch(given) else new_request_id()
 
 
 def _write_line(environ: "WSGIEnvironment", status: str, milliseconds: float, request_id: str) -> None:

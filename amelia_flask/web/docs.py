@@ -1,12 +1,12 @@
 """The description of this API, for programs and for people."""
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import flask_swagger_ui
 import msgspec
-from flask import Response, current_app, send_from_directory
+from flask import Response, current_app, request, send_from_directory
 
 from amelia_flask.errors import NotFound
 from amelia_flask.web.openapi import document
@@ -72,9 +72,10 @@ def file(name: str) -> Response:
 
 
 def _document() -> msgspec.Raw:
-    return _encoded(tuple(one for one in current_app.blueprints.values() if isinstance(one, Resource)))
+    resources = tuple(one for one in current_app.blueprints.values() if isinstance(one, Resource))
+    return _encoded(resources, request.script_root or "/")
 
 
-@cache
-def _encoded(resources: tuple[Resource, ...]) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(document(resources)))
+@lru_cache(maxsize=4)
+def _encoded(resources: tuple[Resource, ...], root: str) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(document(resources, root)))

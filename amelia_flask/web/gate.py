@@ -1,24 +1,23 @@
-"""The gate that every request passes first: host, origin, token.
+"""The gate that every request passes first: host, origin, token, scope.
 
 A web page of a stranger can reach a service on this machine, by a form, a fetch, or a host name of its own that
 it points at 127.0.0.1 (DNS rebinding). The gate refuses these whatever the path, before anything is read.
 """
 
-import hmac
 import ipaddress
-import re
 import socket
 from typing import Any
 
 from flask import request
 
 from amelia_flask.errors import Forbidden, MisdirectedRequest, Unauthorized
-from amelia_flask.settings import Settings
+from amelia_flask.settings import HOST, Settings
+from amelia_flask.tokens import Keyring
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/api/health/live", "/api/health/ready"})
+READING = frozenset({"GET", "HEAD"})
 
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-][a-z0-9._-]*)(?::[0-9]{1,5})?", re.ASCII)
 _LONGEST_HOST = 300
 
 # The request as the server gives it: the framework's own view of it costs more than all that is checked here.
@@ -28,15 +27,19 @@ Environ = dict[str, Any]
 class Gate:
     """Checks the current request against the settings."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._token = settings.api_token
+    def __init__(self, settings: Settings, keyring: Keyring) -> None:
+        self._asks_for_token = settings.asks_for_token
+        self._keyring = keyring
         self._is_open_to_network = not settings.is_loopback
         names = LOOPBACK | {name for name in settings.allowed_hosts if not name.startswith(".")}
         self._names = names | ({socket.gethostname().lower()} if self._is_open_to_network else set())
         self._suffixes = tuple(name for name in settings.allowed_hosts if name.startswith("."))
 
     def check(self) -> None:
-        """Raises MisdirectedRequest, Forbidden or Unauthorized for a request that may not enter."""
+        """Raises MisdirectedRequest, Forbidden or Unauthorized for a request that may not enter.
+
+        Raises DatabaseUnavailable where it cannot be known whether it may.
+        """
         environ = request.environ
         self._check_host(environ)
         self._check_origin(environ)
@@ -60,17 +63,19 @@ class Gate:
             raise Forbidden("Requests from pages of other sites are refused.")
 
     def _check_token(self, environ: Environ) -> None:
-        if self._token is None or environ["PATH_INFO"] in OPEN_PATHS:
+        if not self._asks_for_token or environ["PATH_INFO"] in OPEN_PATHS:
             return
         scheme, _, given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self._token.encode())
-        if scheme.lower() != "bearer" or not right:
+        scope = self._keyring.scope_of(given.strip()) if scheme.lower() == "bearer" else None
+        if scope is None:
             raise Unauthorized
+        if scope == "read" and environ["REQUEST_METHOD"] not in READING:
+            raise Forbidden("This token may read and nothing else.")
 
     def _is_ours(self, host: str) -> bool:
         if host in self._names:
             return True
-        match = _HOST.fullmatch(host.lower()) if len(host) <= _LONGEST_HOST else None
+        match = HOST.fullmatch(host.lower()) if len(host) <= _LONGEST_HOST else None
         if match is None:
             return False
         name = match[1].removesuffix(".")
@@ -83,7 +88,7 @@ def _is_link(environ: Environ) -> bool:
     """Whether somebody followed a link here: the page that holds it learns nothing of the answer."""
     mode = environ.get("HTTP_SEC_FETCH_MODE", "").lower()
     destination = environ.get("HTTP_SEC_FETCH_DEST", "").lower()
-    return environ["REQUEST_METHOD"] in {"GET", "HEAD"} and mode == "navigate" and destination == "document"
+    return environ["REQUEST_METHOD"] in READING and mode == "navigate" and destination == "document"
 
 
 def _is_address(name: str) -> bool:

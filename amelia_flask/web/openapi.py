@@ -38,8 +38,8 @@ _OF_BODIES: tuple[type[AmeliaError], ...] = (BadRequest, MalformedJson, PayloadT
 _PARAMETER = re.compile(r"<(?:uuid:)?(\w+)>")
 
 
-def document(resources: Iterable[Resource]) -> dict[str, Any]:
-    """The whole document as JSON values."""
+def document(resources: Iterable[Resource], root: str = "/") -> dict[str, Any]:
+    """The whole document as JSON values; `root` is the path below which the service is reached."""
     resources = list(resources)
     schemas = _Schemas(operation for resource in resources for operation in resource.operations)
     paths: dict[str, dict[str, Any]] = {}
@@ -50,7 +50,7 @@ def document(resources: Iterable[Resource]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "amelia-flask", "version": __version__, "description": DESCRIPTION},
-        "servers": [{"url": "/"}],
+        "servers": [{"url": root}],
         "tags": [{"name": resource.name, "description": _module_doc(resource)} for resource in resources],
         "paths": paths,
         "components": {

@@ -56,7 +56,7 @@ class ActiveQuery(Struct, forbid_unknown_fields=True):
 def create(body: workflows.NewWorkflow) -> Answer:
     """Register a workflow as pending. The same `id` with the same content again answers 200 with it as it is now."""
     created, is_new = ledger().write(workflows.create, body, ledger().settings.max_concurrent)
-    return Answer(created, 201 if is_new else 200, {"Location": f"/api/workflows/{created.id}"})
+    return Answer(created, 201 if is_new else 200, {"Location": f"{request.script_root}/api/workflows/{created.id}"})
 
 
 @resource.operation("GET", "/api/workflows", {200: summaries.WorkflowPage}, query=ListQuery, errors=(InvalidCursor,))
