@@ -4,7 +4,9 @@ Nothing is opened when a database object is made, only when it is first used; so
 and leave each child with connections of its own.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,9 @@ from amelia_flask.errors import DatabaseUnavailable, SchemaError
 
 BUSY_TIMEOUT_MS = 5000
 POOL_WAIT_SECONDS = 5
+# No read of the service takes longer than a few milliseconds; one that does is ended, for the sake of the others.
+READ_SECONDS = 5.0
+STEPS_BETWEEN_LOOKS = 10_000
 
 # Pragma, what it is set to, what reading it back must give.
 PRAGMAS: tuple[tuple[str, str | int, str | int], ...] = (
@@ -43,9 +48,14 @@ MISTAKES = (
 
 
 class _Connection(engine.Connection):
-    """A connection that remembers which file it opened."""
+    """A connection that remembers which file it opened, and until when it may work on the read it was lent for."""
 
     file: "File | None" = None
+    deadline = math.inf
+
+    def is_late(self) -> bool:
+        """Called by SQLite now and then while a statement runs, which ends there if this is true."""
+        return time.monotonic() > self.deadline
 
 
 class SqliteExtDatabase(PooledSqliteDatabase):
@@ -78,6 +88,7 @@ class SqliteExtDatabase(PooledSqliteDatabase):
             if found != expected:
                 raise SchemaError(f"The database does not take {name}={value} (it stays {found}).")
         conn.file = self._file()
+        conn.set_progress_handler(conn.is_late, STEPS_BETWEEN_LOOKS)
 
     def has_moved(self) -> bool:
         """Whether the path leads to another file than the one that this thread's connection opened, or to none."""
@@ -147,14 +158,21 @@ def engine_is_mended(version: str | None = None) -> bool:
 
 @contextmanager
 def reading(db: SqliteExtDatabase) -> Iterator[SqliteExtDatabase]:
-    """Lend this thread a connection for one short read. Raises DatabaseUnavailable when there is none.
+    """Lend this thread a connection for one short read, all of which sees the same moment.
 
-    A connection on which anything failed is thrown away rather than lent again.
+    Raises DatabaseUnavailable when there is none, and when the read takes longer than READ_SECONDS. A connection on
+    which anything failed is thrown away rather than lent again.
     """
     try:
         db.connect()
         try:
-            yield db
+            connection = db.connection()
+            connection.deadline = time.monotonic() + READ_SECONDS
+            connection.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                connection.execute("COMMIT")
         except FAULTS:
             db.manual_close()
             raise

@@ -1,11 +1,12 @@
 """The ledger of events: appended in order, read in pages."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
+from peewee import SQL
 
 from amelia_flask import clock
 from amelia_flask.database import Prepared, Row, param
@@ -154,6 +155,8 @@ _COLUMNS = (
     Event.correlation_id,
 )
 
+# Levels are literals: only so does SQLite see that a partial index holds all that is asked for.
+_went_wrong = Event.level.in_([SQL("'warning'"), SQL("'error'")])
 _stored = Prepared(lambda: Event.select(*_COLUMNS).where(Event.id == param("id")))
 _take_sequences = Prepared(
     lambda: (
@@ -356,11 +359,11 @@ def _from_row(row: Row) -> StoredEvent:
 
 
 def _page(db: Any, wanted: Page, workflow_id: str | None) -> EventPage:
-    filters = tuple(name for name in ("event_type", "agent", "level") if getattr(wanted, name) is not None)
-    query = _page_query(workflow_id is not None, wanted.before is not None, wanted.newest_first, filters)
+    filters = tuple(name for name in ("event_type", "agent") if getattr(wanted, name) is not None)
+    query = _page_query(
+        workflow_id is not None, wanted.before is not None, wanted.newest_first, filters, wanted.level
+    )
     values = wanted._asdict() | {"workflow": workflow_id, "limit": wanted.limit + 1}
-    if wanted.level is not None:
-        values |= {f"level{n}": level for n, level in enumerate(_at_least(wanted.level))}
     rows = query.run(db, **values)
     events = [_from_row(row) for row in rows[: wanted.limit]]
     numbers = [event.sequence if workflow_id is not None else event.position for event in events]
@@ -372,14 +375,15 @@ def _page(db: Any, wanted: Page, workflow_id: str | None) -> EventPage:
     )
 
 
-def _at_least(level: str) -> list[str]:
-    """The levels from `level` on, filled up to as many as there are, so that one query serves them all."""
-    wanted = list(LEVELS[LEVELS.index(level) :])
-    return wanted + [level] * (len(LEVELS) - len(wanted))
+def _at_least(level: Level) -> Any:
+    clause = Event.level.in_([SQL(f"'{name}'") for name in LEVELS[LEVELS.index(level) :]])
+    return clause & _went_wrong if level == "error" else clause
 
 
-@lru_cache
-def _page_query(of_one: bool, has_before: bool, newest_first: bool, filters: tuple[str, ...]) -> Prepared:
+@cache
+def _page_query(
+    of_one: bool, has_before: bool, newest_first: bool, filters: tuple[str, ...], level: Level | None
+) -> Prepared:
     number = Event.sequence if of_one else Event.position
     clauses = [number > param("after")]
     if of_one:
@@ -390,7 +394,7 @@ def _page_query(of_one: bool, has_before: bool, newest_first: bool, filters: tup
         clauses.append(Event.event_type == param("event_type"))
     if "agent" in filters:
         clauses.append(Event.agent == param("agent"))
-    if "level" in filters:
-        clauses.append(Event.level.in_([param(f"level{n}") for n in range(len(LEVELS))]))
+    if level is not None:
+        clauses.append(_at_least(level))
     order = number.desc() if newest_first else number.asc()
     return Prepared(lambda: Event.select(*_COLUMNS).where(*clauses).order_by(order).limit(param("limit")))

@@ -174,12 +174,8 @@ def period(preset: str | None, start: str | None, end: str | None, now: datetime
 
 
 def report(db: Any, wanted: Period, now: datetime | None = None) -> UsageReport:
-    """What was used in the period, all of it at one moment, whatever is written meanwhile."""
-    with db.atomic("DEFERRED"):
-        return _report(db, wanted, now or clock.now())
-
-
-def _report(db: Any, wanted: Period, now: datetime) -> UsageReport:
+    """What was used in the period."""
+    now = now or clock.now()
     values = {"start": _start(wanted), "end": _end(wanted)}
     used = {(day, model): _joined(halves) for day, model, *halves in _by_day_and_model.run(db, **values)}
     used = {key: sums for key, sums in used.items() if any(sums)}

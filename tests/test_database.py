@@ -168,6 +168,26 @@ def test_a_reader_that_fails_for_a_reason_of_its_own_gives_its_connection_back(r
             raise ZeroDivisionError
 
 
+def test_a_read_sees_one_moment_whatever_is_written_meanwhile(path: Path, readers: SqliteExtDatabase) -> None:
+    count = "SELECT COUNT(*) FROM health_check"
+    with reading(readers) as db:
+        before = db.execute_sql(count).fetchone()
+        with closing(engine.connect(path)) as other, other:
+            other.execute("INSERT INTO health_check VALUES ('a', '')")
+        assert db.execute_sql(count).fetchone() == before == (0,)
+    with reading(readers) as db:
+        assert db.execute_sql(count).fetchone() == (1,)
+
+
+def test_a_read_that_takes_too_long_is_ended(readers: SqliteExtDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_end = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n"
+    monkeypatch.setattr(database, "READ_SECONDS", 0.05)
+    with pytest.raises(DatabaseUnavailable), reading(readers) as db:
+        db.execute_sql(without_end).fetchone()
+    with reading(readers) as db:
+        assert db.execute_sql("SELECT 1").fetchone() == (1,)
+
+
 def test_more_readers_than_connections_wait_for_their_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "POOL_WAIT_SECONDS", 0.1)
     with using(open_readers(path, 1)) as readers, reading(readers):

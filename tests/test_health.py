@@ -180,8 +180,8 @@ def test_readiness_is_one_member(client: FlaskClient) -> None:
             "The schema",
         ),
         (
-            "UPDATE schema_version SET name = '9999_later'",
-            "UPDATE schema_version SET name = (SELECT name FROM kept)",
+            "UPDATE schema_version SET name = '9999_later' WHERE id = 1",
+            "UPDATE schema_version SET name = (SELECT name FROM kept WHERE id = 1) WHERE id = 1",
             "The schema",
         ),
         (

@@ -79,7 +79,7 @@ def fill(path: Path, count: int) -> None:
             for n, moment in enumerate(moments)
         ],
         [
-            (name, sequence, f"event-{n}", n + 1, moment, f"agent-{n % 5}", f"type_{n % 7}", LEVELS[n % 9 == 0])
+            (name, sequence, f"event-{n}", n + 1, moment, f"agent-{n % 5}", f"type_{n % 7}", LEVELS[n < 200])
             for n, name, sequence, moment in numbered
         ],
         [
@@ -287,6 +287,7 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
         ("/api/events", {"after": 1000, "event_type": "nothing"}),
         ("/api/events", {"after": 1000, "event_type": "type_3"}),
         ("/api/events", {"agent": "nobody"}),
+        ("/api/events", {"level": "error", "order": "desc"}),
         ("/api/events", {"agent": "agent-3", "order": "desc"}),
         ("/api/events", {"agent": "agent-3", "event_type": "nothing"}),
         ("/api/usage", {"start": "2020-01-01", "end": "2020-01-31"}),

@@ -218,6 +218,29 @@ def test_a_migrated_database_is_like_a_new_one_and_like_the_models(path: Path, t
     assert rows(migrated, "SELECT * FROM event_position") == rows(path, "SELECT * FROM event_position")
 
 
+def test_a_record_of_the_first_version_keeps_its_sums_and_counts_what_has_ended(tmp_path: Path) -> None:
+    path, first = tmp_path / "amelia.db", tmp_path / "first"
+    first.mkdir()
+    (first / "0001_initial.py").write_text((schema.MIGRATIONS / "0001_initial.py").read_text())
+    path.touch()
+    db = open_writer(path)
+    with db.connection_context():
+        Runner(db, str(first), table_name="schema_version").up()
+    db.close_all()
+    with connected(path) as connection:
+        for name, status in (("a", "completed"), ("b", "completed"), ("c", "failed"), ("d", "blocked")):
+            workflow(connection, name, status=status)
+        for agent, model in (("x", "n"), ("x", "m"), ("y", "m")):
+            insert(
+                connection, "usage_by_day", day="2026-01-01", agent=agent, model=model, cost_nano=len(agent + model)
+            )
+    sums = "SELECT day, agent, model, cost_nano FROM usage_by_day ORDER BY 1, 2, 3"
+    before = rows(path, sums)
+    assert schema.set_up(path)[0] == "0002_lists_and_filters"
+    assert rows(path, sums) == before
+    assert rows(path, "SELECT * FROM finished_workflows ORDER BY 1") == [("completed", 2), ("failed", 1)]
+
+
 def test_setting_up_makes_again_what_is_missing(path: Path) -> None:
     before = rows(path, MASTER)
     with connected(path) as connection:
@@ -250,14 +273,17 @@ def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
 
 def test_readiness_can_tell_a_schema_that_is_behind_or_ahead(path: Path) -> None:
     readers = open_readers(path, 1)
-    with reading(readers):
-        assert schema.is_current(readers)
-        with connected(path) as connection:
-            insert(connection, "schema_version", name="9999_future", applied="")
-        assert not schema.is_current(readers)
-        with connected(path) as connection:
-            connection.execute("DELETE FROM schema_version")
-        assert not schema.is_current(readers)
+
+    def is_current() -> bool:
+        with reading(readers) as db:
+            return schema.is_current(db)
+
+    assert is_current()
+    with connected(path) as connection:
+        insert(connection, "schema_version", name="9999_future", applied="")
+        assert not is_current()
+        connection.execute("DELETE FROM schema_version")
+        assert not is_current()
     readers.close_all()
 
 

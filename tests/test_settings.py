@@ -47,7 +47,17 @@ def test_every_kind_of_value_is_read() -> None:
         *[
             ("AMELIA_ALLOWED_HOSTS", entry, "which is no host name")
             for entry in (
-                *("http://a.example", "a.example/", "*.a.example", "a b", ".", "..a", "a.example:", "a:port", "a:1:2"),
+                *(
+                    "http://a.example",
+                    "a.example/",
+                    "*.a.example",
+                    "a b",
+                    ".",
+                    "..a",
+                    "a.example:",
+                    "a:port",
+                    "a:1:2",
+                ),
                 *("::1", "[::1", "user@a.example", "fine.example, b@d", "ä.example", "a\tb", "[a.example]"),
             )
         ],

@@ -15,19 +15,11 @@ STATEMENTS = (
         'BETWEEN 0 AND 4611686018427387904), "cost_nano" INTEGER NOT NULL DEFAULT 0 CHECK (cost_nano BETWEEN '
         "0 AND 4611686018427387904))"
     ),
-    'CREATE INDEX "idx_workflows_created_at" ON "workflows" ("created_at" DESC, "id" DESC)',
-    'CREATE INDEX "idx_workflows_status" ON "workflows" ("status", "created_at" DESC, "id" DESC)',
-    'CREATE INDEX "idx_workflows_host" ON "workflows" ("host", "created_at" DESC, "id" DESC)',
-    'CREATE INDEX "idx_workflows_host_status" ON "workflows" ("host", "status", "created_at" DESC, "id" DESC)',
-    (
-        'CREATE INDEX "idx_workflows_worktree" ON "workflows" ("worktree_path", "created_at" DESC, "id" DESC, '
-        '"status", "host")'
-    ),
-    (
-        'CREATE INDEX "idx_workflows_issue_id" ON "workflows" ("issue_id", "created_at" DESC, "id" DESC, '
-        '"status", "host")'
-    ),
+    'CREATE INDEX "idx_workflows_issue_id" ON "workflows" ("issue_id")',
+    'CREATE INDEX "idx_workflows_status" ON "workflows" ("status")',
+    'CREATE INDEX "idx_workflows_worktree" ON "workflows" ("worktree_path")',
     'CREATE INDEX "idx_workflows_started_at" ON "workflows" ("started_at" DESC)',
+    'CREATE INDEX "idx_workflows_created_at" ON "workflows" ("created_at" DESC, "id" DESC)',
     (
         'CREATE UNIQUE INDEX "idx_workflows_active_worktree" ON "workflows" ("host", "worktree_path") WHERE '
         "(\"status\" IN ('pending', 'in_progress', 'blocked'))"
@@ -43,14 +35,8 @@ STATEMENTS = (
     'CREATE UNIQUE INDEX "events_id" ON "events" ("id")',
     'CREATE UNIQUE INDEX "events_position" ON "events" ("position")',
     'CREATE INDEX "idx_events_workflow" ON "events" ("workflow_id", "timestamp")',
-    'CREATE INDEX "idx_events_agent" ON "events" ("agent", "position")',
     'CREATE INDEX "idx_events_type" ON "events" ("event_type", "position")',
-    'CREATE INDEX "idx_events_level" ON "events" ("position") WHERE ("level" IN (\'warning\', \'error\'))',
     'CREATE TABLE "event_position" ("id" INTEGER NOT NULL PRIMARY KEY, "value" INTEGER NOT NULL)',
-    (
-        'CREATE TABLE "finished_workflows" ("status" TEXT NOT NULL PRIMARY KEY, "workflows" INTEGER NOT NULL '
-        "DEFAULT 0) WITHOUT ROWID"
-    ),
     'CREATE TABLE "health_check" ("id" TEXT NOT NULL PRIMARY KEY, "checked_at" TEXT NOT NULL)',
     (
         'CREATE TABLE "models_by_day" ("day" TEXT NOT NULL, "model" TEXT NOT NULL, "workflows" INTEGER NOT '
@@ -62,7 +48,6 @@ STATEMENTS = (
         'NOT NULL, PRIMARY KEY ("workflow_id", "stage"), FOREIGN KEY ("workflow_id") REFERENCES "workflows" '
         '("id") ON DELETE CASCADE) WITHOUT ROWID'
     ),
-    'CREATE INDEX "idx_open_stages_sequence" ON "open_stages" ("workflow_id", "sequence")',
     (
         'CREATE TABLE "token_usage" ("id" TEXT NOT NULL PRIMARY KEY, "workflow_id" TEXT NOT NULL, "number" '
         'INTEGER NOT NULL, "agent" TEXT NOT NULL, "model" TEXT NOT NULL, "input_tokens" INTEGER NOT NULL, '
@@ -84,7 +69,7 @@ STATEMENTS = (
         'DEFAULT 0 CHECK (unpriced_tokens BETWEEN 0 AND 4611686018427387904), "cost_nano" INTEGER NOT NULL '
         'DEFAULT 0 CHECK (cost_nano BETWEEN 0 AND 4611686018427387904), "savings_nano" INTEGER NOT NULL '
         "DEFAULT 0 CHECK (savings_nano BETWEEN -4611686018427387904 AND 4611686018427387904), PRIMARY KEY "
-        '("day", "model", "agent")) WITHOUT ROWID'
+        '("day", "agent", "model")) WITHOUT ROWID'
     ),
     (
         'CREATE TABLE "usage_by_workflow" ("workflow_id" TEXT NOT NULL, "agent" TEXT NOT NULL, "model" TEXT '
@@ -98,7 +83,6 @@ STATEMENTS = (
         '"agent", "model"), FOREIGN KEY ("workflow_id") REFERENCES "workflows" ("id") ON DELETE CASCADE) '
         "WITHOUT ROWID"
     ),
-    'CREATE INDEX "idx_usage_first_day" ON "usage_by_workflow" ("workflow_id", "model", "first_day")',
     (
         'CREATE TABLE "workflows_by_day" ("day" TEXT NOT NULL PRIMARY KEY, "workflows" INTEGER NOT NULL '
         'DEFAULT 0, "finished" INTEGER NOT NULL DEFAULT 0, "successful" INTEGER NOT NULL DEFAULT 0, '
