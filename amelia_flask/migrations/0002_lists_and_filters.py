@@ -1,4 +1,4 @@
-"""Lists are read and counted in the order of an index, filters find what is rare, sums stand in the report's order."""
+"""Lists are read and counted along an index, filters find what is rare, sums stand in the order of the report."""
 
 from typing import Any
 
