@@ -61,6 +61,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "timeout": 30,
         "keepalive": 75,
         "control_socket_disable": True,
+        "forwarded_allow_ips": "",  # what proxies say is read in one place alone, `app.py`
         "loglevel": level,
         "logger_class": Logger,
         "logconfig_dict": logs.config(level, settings.log_format),
