@@ -234,7 +234,7 @@ def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp(request.param)
     make_certificate(folder)
     settings = {"proxy_hops": 1, "allowed_hosts": NAME, "require_token": "on", "api_token": TOKEN}
-    with serving(folder / "amelia.db", **settings) as server, (folder / "output").open("wb") as output:
+    with serving(folder / "amelia.db", None, **settings) as server, (folder / "output").open("wb") as output:
         port = free_port()
         command = COMMANDS[request.param](folder, port, server.port)
         process = subprocess.Popen(command, stdout=output, stderr=output)
