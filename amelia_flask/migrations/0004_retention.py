@@ -3,10 +3,7 @@
 from typing import Any
 
 STATEMENTS = (
-    (
-        'CREATE INDEX "idx_workflows_completed_at" ON "workflows" ("completed_at") '
-        'WHERE ("completed_at" IS NOT NULL)'
-    ),
+    ('CREATE INDEX "idx_workflows_completed_at" ON "workflows" ("completed_at") WHERE ("completed_at" IS NOT NULL)'),
     'CREATE TABLE "pruned_workflows" ("id" TEXT NOT NULL PRIMARY KEY) WITHOUT ROWID',
 )
 
