@@ -6,7 +6,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from amelia_flask import events, models, moves, report, rollups, schema, summaries, usage, workflows
+from amelia_flask import events, metrics, models, moves, report, rollups, schema, summaries, usage, workflows
 from amelia_flask.health import Vitals
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings, from_environment
@@ -14,6 +14,7 @@ from amelia_flask.tokens import Keyring
 from amelia_flask.web import docs, errors
 from amelia_flask.web import events as events_web
 from amelia_flask.web import health as health_web
+from amelia_flask.web import metrics as metrics_web
 from amelia_flask.web import usage as usage_web
 from amelia_flask.web import workflows as workflows_web
 from amelia_flask.web.access import Access
@@ -26,6 +27,7 @@ RESOURCES = (
     events_web.resource,
     usage_web.resource,
     docs.resource,
+    metrics_web.resource,
 )
 
 
@@ -57,6 +59,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]  # the way that Flask names for it
     for resource in RESOURCES:
         app.register_blueprint(resource)
+    metrics.requests.know((rule.rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ())
     app.shell_context_processor(lambda: _shell_names(app.extensions["ledger"]))
     return app
 

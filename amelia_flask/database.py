@@ -202,7 +202,7 @@ class Prepared:
         self._build = build
         self._compiled: dict[type, tuple[str, list[Any]]] = {}
 
-    def run(self, db: Any, **values: Any) -> list[Row]:
+    def run(self, db: Any, /, **values: Any) -> list[Row]:
         """All rows of the result, or of RETURNING. `values` names every `param` of the query."""
         sql, params = self._compiled.get(type(db)) or self._compile(db)
         given = [values[value] if isinstance(value, _Name) else value for value in params]

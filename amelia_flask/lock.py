@@ -11,16 +11,19 @@ from amelia_flask.errors import DatabaseUnavailable
 
 POLL_SECONDS = 0.05
 
+# What a lock is for. `writer` is held around each transaction that writes: SQLite's own lock is not fair, and a
+# process that commits back to back can starve another for seconds. `serving` is shared by the processes of a server
+# from its start to its end, and held alone by what replaces the database; `retention` by the one that prunes.
+WRITER = "writer"
+SERVING = "serving"
+RETENTION = "retention"
+
 
 class FileLock:
-    """`flock` on a side file of the database.
+    """`flock` on a side file of the database, one file for each purpose; those who wait are woken in their turn."""
 
-    SQLite's own lock is not fair: a process that commits back to back can starve another for seconds. Those who wait
-    for this one are woken when it is let go.
-    """
-
-    def __init__(self, database: Path) -> None:
-        self._path = database.with_name(database.name + ".writer")
+    def __init__(self, database: Path, purpose: str = WRITER) -> None:
+        self._path = database.with_name(f"{database.name}.{purpose}")
         self._file: int | None = None
 
     @contextmanager
@@ -37,6 +40,16 @@ class FileLock:
             yield
         finally:
             fcntl.flock(self._descriptor(), fcntl.LOCK_UN)
+
+    def share(self) -> None:
+        """Hold the lock beside others who share it, until `close`, or until this process and its children have ended.
+
+        Raises DatabaseUnavailable while somebody holds it alone.
+        """
+        try:
+            fcntl.flock(self._descriptor(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseUnavailable from None
 
     def close(self) -> None:
         """Let go of the file."""

@@ -99,20 +99,25 @@ _add_to_workflow = Prepared(
         .returning(Workflow.usage_count, Workflow.status)
     )
 )
+_change_breakdown = Prepared(
+    lambda: UsageByWorkflow.update({column: column + param(column.name) for column in _WORKFLOW_SUMS}).where(
+        *(column == param(column.name) for column in _WORKFLOW_KEYS)
+    )
+)
 _add_to_breakdown = _upsert(UsageByWorkflow, _WORKFLOW_KEYS, _WORKFLOW_SUMS, first_day=_earlier_day())
-_add_to_day = _upsert(UsageByDay, _DAY_KEYS, _DAY_SUMS)
 _take_from_day = Prepared(
     lambda: UsageByDay.update({column: column - param(column.name) for column in _DAY_SUMS}).where(
         *(column == param(column.name) for column in _DAY_KEYS)
     )
 )
-_add_workflows = _upsert(
-    WorkflowsByDay,
-    (WorkflowsByDay.day,),
-    _columns(WorkflowsByDay, "workflows", "finished", "successful", "duration_ms"),
+# Each table by day with its keys and its sums, one key more from table to table.
+TABLES_BY_DAY = (
+    (WorkflowsByDay, ("day",), ("workflows", "finished", "successful", "duration_ms")),
+    (ModelsByDay, ("day", "model"), ("workflows", "finished", "successful")),
+    (UsageByDay, ("day", "agent", "model"), Sums._fields),
 )
-_add_models = _upsert(
-    ModelsByDay, (ModelsByDay.day, ModelsByDay.model), _columns(ModelsByDay, "workflows", "finished", "successful")
+_add_workflows, _add_models, _add_to_day = (
+    _upsert(model, _columns(model, *keys), _columns(model, *names)) for model, keys, names in TABLES_BY_DAY
 )
 _add_finished = _upsert(FinishedWorkflows, (FinishedWorkflows.status,), _columns(FinishedWorkflows, "workflows"))
 _first_day = Prepared(
@@ -174,6 +179,34 @@ def add(tx: Any, workflow_id: str, added: list[tuple[Key, Sums]], records: int) 
     return count
 
 
+def change(tx: Any, workflow_id: str, key: Key, difference: Sums) -> None:
+    """Add a difference, of which some may be negative, to the sums that one workflow's records under `key` are in.
+
+    Raises NotFound, and ValidationError where a sum would leave 64 bits.
+    """
+    day, agent, model = key
+    try:
+        _add_to_totals(tx, workflow_id, 0, difference)
+        _take_from_day.run(tx, day=day, agent=agent, model=model, **Sums().minus(difference)._asdict())
+        _change_breakdown.run(tx, workflow=workflow_id, agent=agent, model=model, **difference._asdict())
+    except MISTAKES:
+        raise _too_large() from None
+
+
+def add_pruned(tx: Any, key: tuple[str, ...], numbers: tuple[int, ...]) -> None:
+    """Add to a row of a table by day what workflows left in it that were pruned elsewhere.
+
+    The table is the one of TABLES_BY_DAY that has so many keys. Raises ValidationError where a sum would leave 64
+    bits.
+    """
+    _, keys, names = TABLES_BY_DAY[len(key) - 1]
+    query = (_add_workflows, _add_models, _add_to_day)[len(key) - 1]
+    try:
+        query.run(tx, **dict(zip((*keys, *names), (*key, *numbers), strict=True)))
+    except MISTAKES:
+        raise _too_large() from None
+
+
 def breakdown(db: Any, workflow_id: str) -> list[Row]:
     """A workflow's sums by agent and model: these two, the four counts, unpriced tokens and nano-dollars."""
     return _breakdown.run(db, workflow=workflow_id)
@@ -189,6 +222,12 @@ def count_ending(tx: Any, workflow_id: str) -> None:
     _count_ending(tx, workflow_id, 1)
 
 
+def release(tx: Any, workflow_id: str) -> None:
+    """Count a finished workflow that is about to be pruned no longer among those still there; all else stays."""
+    status, *_ = _times.run(tx, workflow=workflow_id)[0]
+    _add_finished.run(tx, status=status, workflows=-1)
+
+
 def forget(tx: Any, workflow_id: str) -> None:
     """Take a finished workflow that is about to be deleted, and all of its usage, out of the sums by day."""
     _count_ending(tx, workflow_id, -1)
@@ -199,6 +238,11 @@ def forget(tx: Any, workflow_id: str) -> None:
     for day, agent, model, *sums in _recorded.run(tx, workflow=workflow_id):
         recorded = Sums(*(number or 0 for number in sums))  # the sum of nothing but nulls is null
         _take_from_day.run(tx, day=day, agent=agent, model=model, **recorded._asdict())
+
+
+def ending(status: str) -> tuple[int, int]:
+    """How a workflow with this status counts among the finished and the successful."""
+    return int(status not in ACTIVE), int(status == Status.COMPLETED)
 
 
 def _too_large() -> ValidationError:
@@ -230,7 +274,7 @@ def _first_days_of(added: list[tuple[Key, Sums]]) -> dict[str, str]:
 
 def _count_models(tx: Any, before: dict[str, str | None], days: dict[str, str], status: str) -> None:
     """Count the workflow on the day on which it first used each model; a late record may move that day back."""
-    finished, successful = _ending(status)
+    finished, successful = ending(status)
     for model, day in days.items():
         earlier = before[model]
         if earlier is not None and earlier <= day:
@@ -242,7 +286,7 @@ def _count_models(tx: Any, before: dict[str, str | None], days: dict[str, str], 
 
 def _count_ending(tx: Any, workflow_id: str, sign: int) -> None:
     status, created_at, started_at, completed_at = _times.run(tx, workflow=workflow_id)[0]
-    finished, successful = (sign * count for count in _ending(status))
+    finished, successful = (sign * count for count in ending(status))
     duration_ms = sign * (clock.milliseconds(started_at, clock.from_text(completed_at)) if started_at else 0)
     _add_workflows.run(
         tx, day=created_at[:10], workflows=0, finished=finished, successful=successful, duration_ms=duration_ms
@@ -250,11 +294,6 @@ def _count_ending(tx: Any, workflow_id: str, sign: int) -> None:
     _add_finished.run(tx, status=status, workflows=sign)
     for model, day in _first_days.run(tx, workflow=workflow_id):
         _add_models.run(tx, day=day, model=model, workflows=0, finished=finished, successful=successful)
-
-
-def _ending(status: str) -> tuple[int, int]:
-    """How a workflow with this status counts among the finished and the successful."""
-    return int(status not in ACTIVE), int(status == Status.COMPLETED)
 
 
 def _grouped(keyed: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:

@@ -4,7 +4,7 @@
 """
 
 import ipaddress
-import logging
+import logging.config
 import os
 import socket
 import struct
@@ -21,7 +21,7 @@ from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from amelia_flask import schema, tokens
+from amelia_flask import counters, logs, schema, tokens
 from amelia_flask.app import create_app
 from amelia_flask.database import engine_is_mended, engine_version
 from amelia_flask.errors import (
@@ -33,8 +33,9 @@ from amelia_flask.errors import (
     UriTooLong,
 )
 from amelia_flask.ledger import Ledger
+from amelia_flask.lock import SERVING, FileLock
+from amelia_flask.retention import Retention
 from amelia_flask.settings import Settings
-from amelia_flask.stream import MOST_PROCESSES, open_readers
 from amelia_flask.web.access import HEADERS, REQUEST_ID, new_request_id
 from amelia_flask.web.errors import body
 
@@ -50,6 +51,7 @@ CLOSERS = 4
 def options(settings: Settings) -> dict[str, Any]:
     """gunicorn's options for these settings. Raises SettingsError for more processes than the engine bears."""
     level = settings.log_level
+    held = FileLock(settings.database_path, SERVING)  # as long as this dictionary: gunicorn keeps what is in it
     return {
         "bind": bind_address(settings),
         "workers": workers(settings),
@@ -62,14 +64,14 @@ def options(settings: Settings) -> dict[str, Any]:
         "forwarded_allow_ips": "",  # what proxies say is read in one place alone, `app.py`
         "loglevel": level,
         "logger_class": Logger,
-        "logconfig_dict": _logging(level),
-        "on_starting": lambda _arbiter: _or_exit(prepare, settings),
+        "logconfig_dict": logs.config(level, settings.log_format),
+        "on_starting": lambda _arbiter: _or_exit(_begin, settings, held),
         "when_ready": lambda arbiter: _or_exit(_check_addresses, settings, arbiter),
         "pre_fork": _give_slot,
         "post_fork": lambda _arbiter, worker: _begin_process(settings, worker),
-        "post_worker_init": _bound_receiving,
+        "post_worker_init": _begin_serving,
         "worker_exit": _end_process,
-        "child_exit": lambda _arbiter, worker: open_readers.clear(worker.slot),
+        "child_exit": lambda _arbiter, worker: counters.end_process(worker.slot),
     }
 
 
@@ -99,6 +101,13 @@ def prepare(settings: Settings) -> None:
         log.warning(
             "SQLite %s has the WAL-reset bug: one process alone may write. Install pysqlite3.", engine_version()
         )
+
+
+def _begin(settings: Settings, held: FileLock) -> None:
+    """Hold the database against being replaced, while any process of this server is alive; then prepare it."""
+    settings.database_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    held.share()
+    prepare(settings)
 
 
 def _check_token(settings: Settings) -> None:
@@ -163,6 +172,7 @@ class Worker(ThreadWorker):
     """gunicorn's threaded worker, which answers its own refusals in our shape and never closes on its main loop."""
 
     slot = 0
+    retention: Retention | None = None
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
@@ -175,6 +185,7 @@ class Worker(ThreadWorker):
         A graceful close waits up to two seconds for each client that lingers; on the main loop, where gunicorn
         does it, nobody else would be served meanwhile.
         """
+        logs.request_id.set(None)  # that of the request before on this thread
         conn.close = lambda graceful=False: self._close(conn, graceful)
         return super().handle(conn)
 
@@ -193,6 +204,8 @@ class Worker(ThreadWorker):
         application = getattr(self, "wsgi", None)
         if application is not None:
             application.extensions["ledger"].stopping = True
+        if self.retention is not None:
+            self.retention.stop()
         super().handle_exit(sig, frame)
 
     def _cap_keepalive(self, deadline: float) -> None:
@@ -219,7 +232,8 @@ def _refusal(exc: BaseException) -> AmeliaError:
 def _raw_answer(error: AmeliaError) -> bytes:
     content = msgspec.json.encode(body(error))
     request_id = new_request_id()
-    log.info("refused what is no request: %d %s", error.status, request_id)
+    logs.request_id.set(request_id)
+    log.info("refused what is no request: %d", error.status)
     fields = HEADERS | {
         "Connection": "close",
         "Content-Type": "application/json",
@@ -234,15 +248,20 @@ def _raw_answer(error: AmeliaError) -> bytes:
 def _give_slot(arbiter: Any, worker: Worker) -> None:
     """Give a process that is about to be forked a slot in the shared memory that no living one has."""
     taken = {other.slot for other in arbiter.WORKERS.values()}
-    worker.slot = next(slot for slot in range(MOST_PROCESSES) if slot not in taken)
-    open_readers.clear(worker.slot)
+    worker.slot = next(slot for slot in range(counters.MOST_PROCESSES) if slot not in taken)
 
 
 def _begin_process(settings: Settings, worker: Worker) -> None:
-    open_readers.slot = worker.slot
+    counters.begin_process(worker.slot)
     if settings.pin_workers:
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[worker.slot % len(cores)]})
+
+
+def _begin_serving(worker: Worker) -> None:
+    _bound_receiving(worker)
+    worker.retention = Retention(worker.wsgi.extensions["ledger"])
+    worker.retention.start()
 
 
 def _bound_receiving(worker: Worker) -> None:
@@ -253,29 +272,16 @@ def _bound_receiving(worker: Worker) -> None:
 
 
 def _end_process(_arbiter: Any, worker: Worker) -> None:
+    if worker.retention is not None:
+        worker.retention.close()
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["ledger"].close()
 
 
-def _logging(level: str) -> dict[str, Any]:
-    """Everything to standard error in one form: time, process, level, logger, message."""
-    handler = {"class": "logging.StreamHandler", "stream": "ext://sys.stderr", "formatter": "line"}
-    line = "%(asctime)s [%(process)d] %(levelname)s %(name)s: %(message)s"
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": line}},
-        "handlers": {"error_stream": handler},
-        "root": {"level": level.upper(), "handlers": ["error_stream"]},
-        "loggers": {
-            "gunicorn.error": {"level": level.upper(), "propagate": True, "handlers": []},
-        },
-    }
-
-
 def serve(settings: Settings, ready: Callable[[], None]) -> None:
     """Serve until told to stop; `ready` is called when everything has been checked. Raises AmeliaError."""
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     prepare(settings)
     server = Server(settings)
     ready()

@@ -1,46 +1,35 @@
 """Follow events as they come: readers that wait for what is not there yet. No HTTP."""
 
-import mmap
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
+from amelia_flask.counters import Gauge
 from amelia_flask.errors import TooManyStreams
 from amelia_flask.events import EventPage
 from amelia_flask.ledger import Ledger
 
 # How soon a commit of another process is noticed; those of this process wake the readers at once.
 POLL_SECONDS = 0.1
-MOST_PROCESSES = 256
 
 
 class OpenReaders:
-    """Counts the readers that wait, in this process and in all that were forked from the one that made this.
-
-    The counts live in memory that the processes share, one slot for each; a slot is written by its process alone.
-    """
+    """Counts the readers that wait, in this process and in all that were forked from the one that made this."""
 
     def __init__(self) -> None:
-        self._slots = mmap.mmap(-1, MOST_PROCESSES * 8)
+        self._count = Gauge()
         self._lock = Lock()
-        self.slot = 0
 
     @property
     def here(self) -> int:
         """How many wait in this process."""
-        count: int = struct.unpack_from("q", self._slots, self.slot * 8)[0]
-        return count
+        return int(self._count.here)
 
     @property
     def everywhere(self) -> int:
         """How many wait in all processes."""
-        return sum(struct.unpack(f"{MOST_PROCESSES}q", self._slots[:]))
-
-    def clear(self, slot: int) -> None:
-        """Forget the readers of a process that has ended, or give its slot to a new one."""
-        struct.pack_into("q", self._slots, slot * 8, 0)
+        return int(self._count.total)
 
     @contextmanager
     def one(self, most_here: int, most_everywhere: int | None) -> Iterator[None]:
@@ -48,15 +37,12 @@ class OpenReaders:
         with self._lock:
             if self.here >= most_here or (most_everywhere is not None and self.everywhere >= most_everywhere):
                 raise TooManyStreams
-            self._add(1)
+            self._count.set(self.here + 1)
         try:
             yield
         finally:
             with self._lock:
-                self._add(-1)
-
-    def _add(self, difference: int) -> None:
-        struct.pack_into("q", self._slots, self.slot * 8, self.here + difference)
+                self._count.set(self.here - 1)
 
 
 # Made when the module is imported, which a server does before it forks: only so the processes share it.

@@ -30,7 +30,7 @@ from amelia_flask.fields import (
     no_object,
     object_to_text,
 )
-from amelia_flask.models import ACTIVE, Status, Workflow
+from amelia_flask.models import ACTIVE, PrunedWorkflow, Status, Workflow
 from amelia_flask.strictjson import canonical
 from amelia_flask.summaries import is_active
 
@@ -84,6 +84,7 @@ class Patch(Struct, forbid_unknown_fields=True, kw_only=True):
 
 _this = Workflow.id == param("id")
 _digest = Prepared(lambda: Workflow.select(Workflow.digest).where(_this))
+_pruned = Prepared(lambda: PrunedWorkflow.select(PrunedWorkflow.id).where(PrunedWorkflow.id == param("id")))
 _version = Prepared(lambda: Workflow.select(Workflow.version, Workflow.state_json).where(_this))
 _status = Prepared(lambda: Workflow.select(Workflow.status, Workflow.created_at).where(_this))
 _holder = Prepared(
@@ -122,7 +123,7 @@ def create(
 
     The same id with the same content again answers with the workflow as it is now. Raises WorkflowConflict while
     another active one holds the worktree, ConcurrencyLimit at `max_concurrent` active ones, and IdReused where
-    the id stands for other content.
+    the id stands for other content, or for a workflow that retention has taken.
     """
     digest = _digest_of(new)
     workflow_id = str(new.id) if new.id else clock.new_id()
@@ -131,6 +132,8 @@ def create(
         if known[0][0] != digest:
             raise IdReused(id=workflow_id)
         return _created(tx, workflow_id, "The workflow exists already"), False
+    if new.id and was_pruned(tx, workflow_id):
+        raise IdReused(f"The workflow {workflow_id} was pruned; its id is not used again.", id=workflow_id)
     _refuse_conflict(tx, new)
     _refuse_above(tx, max_concurrent)
     _insert(tx, workflow_id, new, digest, clock.to_text(now or clock.now()))
@@ -169,11 +172,18 @@ def patch(tx: Any, workflow_id: str, change: Patch, if_match: str | None = None)
 def delete(tx: Any, workflow_id: str) -> None:
     """Remove a finished workflow with all that belongs to it, its usage in the reports included.
 
-    Raises NotFound, and InvalidState while it is active.
+    Raises NotFound, also for one that retention has begun to take, and InvalidState while it is active.
     """
     refuse_active(tx, workflow_id)
+    if was_pruned(tx, workflow_id):
+        raise NotFound
     rollups.forget(tx, workflow_id)
     _delete.run(tx, id=workflow_id)
+
+
+def was_pruned(db: Any, workflow_id: str) -> bool:
+    """Whether retention has taken this workflow, or has begun to."""
+    return bool(_pruned.run(db, id=workflow_id))
 
 
 def refuse_active(tx: Any, workflow_id: str) -> None:

@@ -7,15 +7,18 @@ previous commit runs, so that many callers share one sync to disk.
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from amelia_flask.counters import Counter, Gauge, Histogram
 from amelia_flask.database import FAULTS, MISTAKES, SqliteExtDatabase, open_writer
 from amelia_flask.errors import AmeliaError, DatabaseUnavailable, InternalError
 from amelia_flask.lock import FileLock
+from amelia_flask.logs import request_id
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,12 @@ MAX_WAITING = 1000
 WAIT_SECONDS = 8.0
 OUTCOME_SECONDS = 12.0
 
+# Over all processes of a server.
+queue_length = Gauge()
+group_sizes = Histogram(1, 2, 4, 8, 16, 32, 64, MAX_GROUP)
+commit_seconds = Histogram(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+failures = Counter()
+
 
 class _Item:
     """A change on its way: the future's own states tell whether it can still be withdrawn."""
@@ -36,6 +45,7 @@ class _Item:
     def __init__(self, change: Change[Any]) -> None:
         self.change = change
         self.future: Future[Any] = Future()
+        self.request_id = request_id.get()
 
 
 _Result = tuple[Any, AmeliaError | None]
@@ -83,6 +93,7 @@ class Writer:
             if self._queue.qsize() >= MAX_WAITING:
                 raise DatabaseUnavailable("Too many writes are waiting; try again.")
             self._queue.put(item)
+            queue_length.set(self._queue.qsize())
         return item.future
 
     def ensure_running(self) -> None:
@@ -175,6 +186,8 @@ class Writer:
                 self._queue.put(None)  # stop after this group
                 break
             group.append(item)
+        with self._door:
+            queue_length.set(self._queue.qsize())
         return [item for item in group if item.future.set_running_or_notify_cancel()]
 
     def _transact(self, group: list[_Item]) -> list[_Outcome]:
@@ -197,21 +210,25 @@ class Writer:
         self._db.execute_sql("ROLLBACK")
         return None
 
-    def _commit(self, group: list[_Item], carry_out: Callable[[Change[Any]], _Result]) -> list[_Outcome]:
+    def _commit(self, group: list[_Item], carry_out: Callable[[_Item], _Result]) -> list[_Outcome]:
         self._db.execute_sql("BEGIN IMMEDIATE")
-        outcomes = [(item, *carry_out(item.change)) for item in group]
+        outcomes = [(item, *carry_out(item)) for item in group]
+        started = time.perf_counter()
         self._db.execute_sql("COMMIT")
+        commit_seconds.observe(time.perf_counter() - started)
+        group_sizes.observe(len(group))
         return outcomes
 
-    def _attempt(self, change: Change[Any]) -> _Result:
+    def _attempt(self, item: _Item) -> _Result:
         """Carry out one change without a savepoint, which costs as much as a small change does.
 
         Raises what the change raises where it had written by then: the group is done over, with savepoints.
         """
         connection = self._db.connection()
         written = connection.total_changes
+        request_id.set(item.request_id)
         try:
-            result = change(self._db)
+            result = item.change(self._db)
         except BaseException as error:
             if not connection.in_transaction or connection.total_changes != written:
                 raise
@@ -226,12 +243,13 @@ class Writer:
         if self._db.is_closed():
             self._db.connect()
 
-    def _savepoint(self, change: Change[Any]) -> _Result:
+    def _savepoint(self, item: _Item) -> _Result:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""
         self._db.execute_sql("SAVEPOINT one_change")
+        request_id.set(item.request_id)
         result = None
         try:
-            result = change(self._db)
+            result = item.change(self._db)
             self._db.execute_sql("RELEASE one_change")
             return result, None
         except BaseException as error:
@@ -245,6 +263,8 @@ class Writer:
     def _recover(self, error: BaseException) -> None:
         """Leave no open transaction behind; the next group opens a new connection."""
         self.failure = type(error).__name__
+        failures.add()
+        request_id.set(None)
         log.warning("a group of writes failed: %s", error)
         self._close()
 

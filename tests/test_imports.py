@@ -9,6 +9,8 @@ PACKAGE = Path(__file__).parent.parent / "amelia_flask"
 ROOMS = [
     "errors",
     "clock",
+    "counters",
+    "logs",
     "progress",
     "settings",
     "strictjson",
@@ -29,7 +31,11 @@ ROOMS = [
     "ledger",
     "tokens",
     "stream",
+    "metrics",
     "health",
+    "retention",
+    "backup",
+    "audit",
     "intake",
     "web",
     "app",
@@ -71,7 +77,7 @@ def test_a_module_imports_only_those_above_it() -> None:
 
 
 def test_blueprints_never_import_one_another() -> None:
-    blueprints = {"health", "workflows", "events", "usage", "docs"}
+    blueprints = {"health", "workflows", "events", "usage", "docs", "metrics"}
     for name in blueprints:
         found = imported(PACKAGE / "web" / f"{name}.py")
         assert not {f"amelia_flask.web.{other}" for other in blueprints} & found

@@ -13,7 +13,7 @@ from amelia_flask.errors import NotFound, TooManyStreams
 from amelia_flask.events import EventPage
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import from_environment
-from amelia_flask.stream import MOST_PROCESSES, OpenReaders, page_or_wait
+from amelia_flask.stream import OpenReaders, page_or_wait
 from tests import ledgers, programs
 from tests.serving import until
 
@@ -149,6 +149,7 @@ def test_more_readers_than_may_wait_are_refused(
 def test_readers_of_all_processes_count_together() -> None:
     code = """
     import os
+    from amelia_flask import counters
     from amelia_flask.errors import TooManyStreams
     from amelia_flask.stream import OpenReaders
     readers, done, go = OpenReaders(), os.pipe(), os.pipe()
@@ -156,7 +157,7 @@ def test_readers_of_all_processes_count_together() -> None:
     for slot in range(1, 4):
         child = os.fork()
         if not child:
-            readers.slot = slot
+            counters.begin_process(slot)
             with readers.one(10, None), readers.one(10, None):
                 assert readers.here == 2
                 os.write(done[1], b".")
@@ -172,7 +173,7 @@ def test_readers_of_all_processes_count_together() -> None:
         print("refused")
     os.kill(children[0], 9)
     os.waitpid(children[0], 0)
-    readers.clear(1)
+    counters.end_process(1)
     print(readers.everywhere)
     os.write(go[1], b"..")
     for child in children[1:]:
@@ -184,7 +185,6 @@ def test_readers_of_all_processes_count_together() -> None:
 
 def test_counting_holds_when_many_come_and_go_at_once() -> None:
     readers, refused = OpenReaders(), []
-    readers.slot = MOST_PROCESSES - 1
 
     def come_and_go() -> None:
         for _ in range(300):

@@ -312,6 +312,8 @@ def _store_part(tx: Any, part: _Part) -> _Outcome:
         counts.extend((len(part.events) - known, known, *grown))
 
     session = part.session
+    if workflows.was_pruned(tx, session.own_id):
+        return _Outcome(session.own_id, 0, len(part.events), 0, 0)  # the sums by day have it already
     workflow_id = _known(tx, session)
     if workflow_id is not None:
         fill(workflow_id)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from amelia_flask import logs, metrics
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -41,12 +43,15 @@ class Access:
         """Called by the server for each request."""
         started = time.perf_counter()
         request_id = _request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        logs.request_id.set(request_id)
 
         def start(status: str, headers: list[tuple[str, str]], *fault: Any) -> Callable[[bytes], object]:
             own = {name for name, _ in headers}
             headers += [pair for pair in _PAIRS if pair[0] not in own]
             headers.append((REQUEST_ID, request_id))
-            _write_line(environ, status[:3], (time.perf_counter() - started) * 1000, request_id)
+            seconds = time.perf_counter() - started
+            metrics.requests.count(_route(environ), environ["REQUEST_METHOD"], status[:3], seconds)
+            _write_line(environ, status[:3], seconds * 1000, request_id)
             return start_response(status, headers, *fault)
 
         return self._application(environ, start)
@@ -62,11 +67,19 @@ def _request_id(given: str) -> str:
     return given if 0 < len(given) <= 64 and _ID.fullmatch(given) else new_request_id()
 
 
+def _route(environ: "WSGIEnvironment") -> str:
+    """The rule that the framework found for the address, never the address itself; empty where it found none."""
+    rule = environ["werkzeug.request"].url_rule
+    return "" if rule is None else str(rule.rule)
+
+
 def _write_line(environ: "WSGIEnvironment", status: str, milliseconds: float, request_id: str) -> None:
     level = _LEVELS.get(status[0], logging.DEBUG)
     if log.isEnabledFor(level):
-        path = _escaped(environ["PATH_INFO"])
-        log.log(level, "%s %s %s %.1f ms %s", environ["REQUEST_METHOD"], path, status, milliseconds, request_id)
+        method, path = environ["REQUEST_METHOD"], _escaped(environ["PATH_INFO"])
+        members = {"method": method, "path": path, "status": int(status), "milliseconds": round(milliseconds, 1)}
+        said = (method, path, status, milliseconds, request_id)
+        log.log(level, "%s %s %s %.1f ms %s", *said, extra={"members": members})
 
 
 def _escaped(path: str) -> str:
