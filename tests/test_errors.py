@@ -140,6 +140,8 @@ def test_a_request_that_is_not_http_is_refused_in_the_same_shape(server: Server)
         reply = exchange(server.port, request)
         assert reply.status == status, request[:40]
         assert reply.headers["Content-Type"] == "application/json"
+        assert HEADERS.items() <= dict(reply.headers).items()
+        assert re.fullmatch("[0-9a-f]{16}", reply.headers["X-Request-ID"])
         check_refusal(reply.json, code)
 
 

@@ -100,12 +100,21 @@ def test_the_host_is_checked_on_every_path(tmp_path: Path, path: str, method: st
         ("evilinternal", 421),
         ("a.internal.evil", 421),
         (".internal", 421),
+        ("c.internal.", 200),
+        ("ported.example", 200),
+        ("ported.example:1", 200),
+        ("dotted.example", 200),
+        ("dotted.example.", 200),
+        ("[fe80::1]:8420", 200),
+        ("[fe80::2]", 421),
         ("localhost", 200),
         ("10.0.0.1", 421),
     ],
 )
 def test_allowed_hosts_are_names_and_suffixes(tmp_path: Path, host: str, expected: int) -> None:
-    client = gated(tmp_path, allowed_hosts="Amelia.Example, .internal")
+    client = gated(
+        tmp_path, allowed_hosts="Amelia.Example, .internal., ported.example:8420, dotted.example., [FE80::1]:1"
+    )
     assert status(client, Host=host) == expected
     assert status(client, Host="localhost", Origin=f"http://{host}") == (200 if expected == 200 else 403)
 
@@ -266,6 +275,22 @@ def test_a_token_does_not_open_the_gate_to_other_hosts_and_pages(tmp_path: Path)
 
 def test_on_loopback_no_token_is_asked_for(app: Flask) -> None:
     assert status(app.test_client(), "/api/workflows") == 200
+    assert status(app.test_client(), "/api/workflows", Authorization="Bearer wrong") == 200
+
+
+@pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"host": "amelia.example"}, {"require_token": "on"}])
+def test_a_token_is_asked_for_where_there_is_none_yet(tmp_path: Path, settings: dict[str, str]) -> None:
+    client = gated(tmp_path, **settings)
+    for path in PATHS:
+        for given in ("", f"Bearer {TOKEN}"):
+            assert (status(client, path, Authorization=given) == 401) == (path not in PROBES), path
+
+
+def test_the_order_is_host_then_page_then_token(tmp_path: Path) -> None:
+    client = gated(tmp_path, api_token=TOKEN)
+    assert status(client, "/api/workflows", Host="evil.example", Origin="http://evil.example") == 421
+    assert status(client, "/api/workflows", Origin="http://evil.example") == 403
+    assert status(client, "/api/workflows") == 401
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def test_every_member_is_taken_up_to_its_bounds(client: FlaskClient, member: str
         *(("worktree_path", value) for value in ("", "a", "./a", "~/a", " /a", "C:\\a", 5, None, ["/a"])),
         *(("worktree_path", value) for value in ("/..", "/a/..", "/a/../b", "/../a", "/a/b/../../..")),
         *(("worktree_path", value) for value in ("/a\n", "/a\tb", "/\x1b", "/\x7f", "/\x85", "/" + "a" * 4096)),
-        *(("worktree_name", value) for value in ("", "n" * 256, "a\n", "\x1b", 5)),
-        *(("host", value) for value in ("h" * 256, "h\n", "\x7f", 5, None)),
-        *(("profile", value) for value in ("", "p" * 65, "p\n", 5)),
+        *(("worktree_name", value) for value in ("", "n" * 256, "a\n", "\x1b", "\x80", 5)),
+        *(("host", value) for value in ("h" * 256, "h\n", "\x7f", "h\x85h", 5, None)),
+        *(("profile", value) for value in ("", "p" * 65, "p\n", "p\x9f", 5)),
         *(("state", value) for value in (["a"], "a", 5, True, {"a": "x" * (262_144 - len('{"a":"') - 1)})),
         *(
             ("id", value)
