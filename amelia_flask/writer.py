@@ -8,10 +8,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import chain
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from amelia_flask.counters import Counter, Gauge, Histogram
@@ -27,6 +28,7 @@ Change = Callable[[SqliteExtDatabase], Result]
 
 MAX_GROUP = 128
 MAX_WAITING = 1000
+GROUP_SECONDS = 0.05
 # A caller gives up after this many seconds if its change is still waiting; one that is being carried out is
 # waited for, because its outcome would be unknown.
 WAIT_SECONDS = 8.0
@@ -155,13 +157,12 @@ class Writer:
         group: list[_Item] = []
         try:
             with self._lock.held():
-                # Only now: what came while another process was writing goes with it, or was given up on by then.
-                group = self._take_group(first)
-                outcomes = self._transact(group) if group else []
+                outcomes = self._transact(first, group)
             self._look_after(outcomes)
         except BaseException as error:
             self._recover(error)
-            outcomes = [(item, None, _refusal(error)) for item in group or self._take_group(first)]
+            outcomes = [(item, None, _refusal(error)) for item in group or self._waiting(first, group)]
+        queue_length.set(self._queue.qsize())
         for item, result, failure in outcomes:
             if failure is None:
                 item.future.set_result(result)
@@ -174,35 +175,37 @@ class Writer:
         if faults:
             self._recover(faults[0])
 
-    def _take_group(self, first: _Item) -> list[_Item]:
-        """What waits, without what its callers have given up on."""
-        group = [first]
-        while len(group) < MAX_GROUP:
-            try:
-                item = self._queue.get_nowait()
-            except Empty:
-                break
+    def _waiting(self, first: _Item, group: list[_Item]) -> Iterator[_Item]:
+        """`first` and what waits behind it, without what its callers have given up on, each noted in `group` as it
+        is taken. What is still waiting after GROUP_SECONDS is left to the next group.
+        """
+        deadline = time.monotonic() + GROUP_SECONDS
+        for number in range(min(MAX_GROUP, 1 + self._queue.qsize())):
+            item = self._queue.get() if number else first
             if item is None:
-                self._queue.put(None)  # stop after this group
-                break
-            group.append(item)
-        with self._door:
-            queue_length.set(self._queue.qsize())
-        return [item for item in group if item.future.set_running_or_notify_cancel()]
+                return self._queue.put(None)  # stop after this group
+            if item.future.set_running_or_notify_cancel():
+                group.append(item)
+                yield item
+            if time.monotonic() > deadline:
+                return
 
-    def _transact(self, group: list[_Item]) -> list[_Outcome]:
+    def _transact(self, first: _Item, group: list[_Item]) -> list[_Outcome]:
         self._connect()
-        outcomes = self._attempt_all(group) or self._commit(group, self._savepoint)
+        waiting = self._waiting(first, group)
+        outcomes = self._attempt_all(waiting)
+        if outcomes is None:
+            outcomes = self._commit(chain(list(group), waiting), self._savepoint)
         with self._committed:
             self.commits += 1
             self.failure = None
             self._committed.notify_all()
         return outcomes
 
-    def _attempt_all(self, group: list[_Item]) -> list[_Outcome] | None:
+    def _attempt_all(self, items: Iterable[_Item]) -> list[_Outcome] | None:
         """The outcomes; None, and nothing stored, where one change must be undone apart from its neighbours."""
         try:
-            return self._commit(group, self._attempt)
+            return self._commit(items, self._attempt)
         except BaseException:
             if not self._db.connection().in_transaction:
                 raise
@@ -210,13 +213,13 @@ class Writer:
         self._db.execute_sql("ROLLBACK")
         return None
 
-    def _commit(self, group: list[_Item], carry_out: Callable[[_Item], _Result]) -> list[_Outcome]:
+    def _commit(self, items: Iterable[_Item], carry_out: Callable[[_Item], _Result]) -> list[_Outcome]:
         self._db.execute_sql("BEGIN IMMEDIATE")
-        outcomes = [(item, *carry_out(item)) for item in group]
+        outcomes = [(item, *carry_out(item)) for item in items]
         started = time.perf_counter()
         self._db.execute_sql("COMMIT")
         commit_seconds.observe(time.perf_counter() - started)
-        group_sizes.observe(len(group))
+        group_sizes.observe(len(outcomes))
         return outcomes
 
     def _attempt(self, item: _Item) -> _Result:

@@ -106,12 +106,11 @@ def test_a_change_that_fails_fails_alone(
 @pytest.mark.parametrize("end", ["ROLLBACK", "COMMIT"])
 def test_nobody_is_told_of_success_when_the_transaction_is_gone(writer: Writer, path: Path, end: str) -> None:
     with busy(writer):
-        futures = queue(writer, add("a"), lambda tx: tx.execute_sql(end), add("c"))
-    assert {type(future.exception(30)) for future in futures} == {DatabaseUnavailable}
-    assert writer.failure is not None
-    assert writer.run(add("d")) == "d"
+        first, bad, last = queue(writer, add("a"), lambda tx: tx.execute_sql(end), add("c"))
+    assert {type(future.exception(30)) for future in (first, bad)} == {DatabaseUnavailable}
+    assert last.result(30) == "c", "it goes with the next group"
+    assert stored(path) == (["c"] if end == "ROLLBACK" else ["a", "c"])
     assert writer.failure is None
-    assert "c" not in stored(path)
 
 
 def test_the_log_tells_why_the_engine_gave_up_a_transaction(
@@ -242,3 +241,14 @@ def test_what_comes_while_another_process_writes_goes_into_one_group(writer: Wri
     assert [future.result(30) for future in futures] == ["a", "b", "c"]
     other.close()
     assert writer.commits == before + 1
+
+
+def test_a_group_that_has_been_at_work_for_long_leaves_the_rest_to_the_next(
+    writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP_SECONDS", 0)
+    with busy(writer):
+        futures = queue(writer, add("a"), add("b"), add("c"))
+        before = writer.commits
+    assert [future.result(30) for future in futures] == ["a", "b", "c"]
+    assert writer.commits == before + 4, "the long change and each of these"
