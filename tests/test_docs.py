@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 # Those that end a command with a sentence and never reach HTTP.
 NOT_HTTP = {SettingsError, SchemaError, AmeliaError}
@@ -48,9 +49,16 @@ def test_every_setting_is_in_the_readme_with_its_default(field: msgspec.structs.
         assert f"`{field.default}`" in default
 
 
-def test_the_readme_names_no_setting_that_is_not() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_names_no_setting_that_is_not(page: Path) -> None:
     known = {f"AMELIA_{name.upper()}" for name in Settings.__struct_fields__}
-    assert set(re.findall(r"AMELIA_[A-Z_]+[A-Z]", README)) <= known
+    assert set(re.findall(r"AMELIA_[A-Z_]+[A-Z]", page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("command", commands(main))
