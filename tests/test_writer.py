@@ -244,7 +244,7 @@ def test_what_comes_while_another_process_writes_goes_into_one_group(writer: Wri
 
 
 def test_a_group_that_has_been_at_work_for_long_leaves_the_rest_to_the_next(
-    writer: Writer, path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "GROUP_SECONDS", 0)
     with busy(writer):
