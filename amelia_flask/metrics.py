@@ -28,6 +28,7 @@ from amelia_flask.stream import open_readers
 # and a series for every name that was ever given could fill the memory of the system that reads them.
 MOST_PAIRS = 50
 OTHER = "other"
+FAULT = "500"
 
 Labels = tuple[str, ...]
 Samples = list[tuple[Labels, float]]
@@ -67,8 +68,13 @@ class Requests:
         self._rows: dict[Labels, int] = {}
 
     def know(self, routes: Iterable[tuple[str, str]]) -> None:
-        """Give a number to every route that there is, with its method. Called by each process."""
+        """Give a number to every route that there is, with its method. Called by each process.
+
+        Raises ValueError for more of them than there is room for.
+        """
         self._routes = [(OTHER, OTHER), *sorted(routes)]
+        if len(self._routes) > self.MOST_ROUTES:
+            raise ValueError(f"{len(self._routes)} routes are more than can be counted apart")
         self._rows = {route: number * self._width for number, route in enumerate(self._routes)}
 
     def count(self, route: str, method: str, status: str, seconds: float) -> None:
@@ -82,16 +88,20 @@ class Requests:
         )
 
     def read(self) -> tuple[Samples, list[Distribution]]:
-        """How many there were, and how long they took, of those routes that were used."""
+        """How many there were, and how long they took, of what there was at all.
+
+        Faults are told of where there were none too: of a series that begins with the first one, nobody could say
+        that it rose.
+        """
         sums = self._numbers.sums()
         statuses = [*map(str, self.STATUSES), OTHER]
         counts: Samples = []
         durations: list[Distribution] = []
         for number, route in enumerate(self._routes):
             row = sums[number * self._width : (number + 1) * self._width]
-            used = [((*route, status), count) for status, count in zip(statuses, row, strict=False) if count]
-            if used:
-                counts += used
+            by_status = zip(statuses, row, strict=False)
+            counts += [((*route, status), count) for status, count in by_status if count or status == FAULT]
+            if any(row):
                 durations.append((route, self.SECONDS, row[self._first_bucket :]))
         return counts, durations
 
@@ -133,7 +143,7 @@ _active = Prepared(
     )
 )
 _finished = Prepared(lambda: FinishedWorkflows.select(FinishedWorkflows.status, FinishedWorkflows.workflows))
-_position = Prepared(lambda: EventPosition.select(EventPosition.value))
+_position = Prepared(lambda: EventPosition.select(EventPosition.value).where(EventPosition.id == 1))
 _usage = Prepared(
     lambda: UsageByDay.select(
         UsageByDay.model,

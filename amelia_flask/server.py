@@ -66,7 +66,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "logger_class": Logger,
         "logconfig_dict": logs.config(level, settings.log_format),
         "on_starting": lambda _arbiter: _or_exit(_begin, settings, held),
-        "when_ready": lambda arbiter: _or_exit(_check_addresses, settings, arbiter),
+        "when_ready": lambda arbiter: _or_exit(_check_openness, settings, arbiter),
         "pre_fork": _give_slot,
         "post_fork": lambda _arbiter, worker: _begin_process(settings, worker),
         "post_worker_init": _begin_serving,
@@ -117,8 +117,6 @@ def _check_token(settings: Settings) -> None:
             f"{'AMELIA_REQUIRE_TOKEN is on' if settings.is_loopback else opens}, but there is no token: set "
             "AMELIA_API_TOKEN, or make one with `amelia-flask token create NAME --scope read|write`."
         )
-    if settings.proxy_hops and not settings.asks_for_token:
-        log.warning("whoever reaches the proxy may read and write everything, unless AMELIA_REQUIRE_TOKEN is on")
 
 
 def _stored_tokens(settings: Settings) -> list[tokens.Token]:
@@ -126,15 +124,19 @@ def _stored_tokens(settings: Settings) -> list[tokens.Token]:
         return ledger.read(tokens.stored)
 
 
-def _check_addresses(settings: Settings, arbiter: Any) -> None:
+def _check_openness(settings: Settings, arbiter: Any) -> None:
     """Refuse to listen, by an option of gunicorn's own, where the settings would let everybody in."""
+    if settings.asks_for_token:
+        return
     names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
     hosts = [name[0] for name in names if isinstance(name, tuple)]  # a Unix socket has a path
     foreign = [host for host in hosts if not ipaddress.ip_address(host.partition("%")[0]).is_loopback]
-    if foreign and not settings.asks_for_token:
+    if foreign:
         raise SettingsError(
             f"gunicorn listens on {foreign[0]}, which opens the service to a network: set AMELIA_HOST instead."
         )
+    if settings.proxy_hops:
+        log.warning("whoever reaches the proxy may read and write everything, unless AMELIA_REQUIRE_TOKEN is on")
 
 
 def _or_exit(check: Callable[..., None], *arguments: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
 
@@ -40,14 +41,14 @@ class Server:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AMELIA_")}
         self.environment = clean | {f"AMELIA_{name.upper()}": str(value) for name, value in given.items()}
         self.log = database.parent / f"server-{self.port}.log"
+        self.command = [sys.executable, "-m", "amelia_flask", "serve"]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "Server":
         """Start it and wait until it is ready."""
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "amelia_flask", "serve"]
             self.process = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                self.command, cwd=ROOT, env=self.environment, stdout=log, stderr=log, start_new_session=True
             )
         self.wait_until_ready()
         return self

@@ -15,7 +15,7 @@ from tests.serving import Server
 
 TOKEN = "a-token-of-some-length"
 PROBES = ["/api/health/live", "/api/health/ready"]
-PATHS = [*PROBES, "/api/health", "/api/workflows", "/api/openapi.json", "/api/docs", "/no/such/path"]
+PATHS = [*PROBES, "/api/health", "/api/workflows", "/api/openapi.json", "/api/docs", "/metrics", "/no/such/path"]
 
 
 def gated(folder: Path, **settings: str) -> FlaskClient:

@@ -31,11 +31,12 @@ ROOMS = [
     "ledger",
     "tokens",
     "stream",
-    "metrics",
     "health",
     "retention",
     "backup",
     "audit",
+    "transfer",
+    "metrics",
     "intake",
     "web",
     "app",
@@ -66,7 +67,9 @@ def room(name: str) -> str | None:
 def modules() -> list[tuple[str, Path]]:
     files = [file for file in PACKAGE.glob("*.py") if file.name != "__init__.py"]
     return [(file.stem, file) for file in files] + [
-        (folder, file) for folder in ("cli", "client", "intake", "web") for file in (PACKAGE / folder).glob("*.py")
+        (folder, file)
+        for folder in ("cli", "client", "intake", "transfer", "web")
+        for file in (PACKAGE / folder).glob("*.py")
     ]
 
 

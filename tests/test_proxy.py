@@ -133,6 +133,13 @@ def test_the_server_believes_no_header_of_a_proxy_by_itself(server: Server, head
     assert reply.headers["Location"].startswith("/api/workflows/")
 
 
+@pytest.mark.parametrize(("require", "warned"), [("off", True), ("on", False)])
+def test_a_service_behind_a_proxy_that_lets_everybody_in_says_so(tmp_path: Path, require: str, warned: bool) -> None:
+    token = {"api_token": TOKEN} if require == "on" else {}
+    with serving(tmp_path / "amelia.db", None, proxy_hops=1, workers=1, require_token=require, **token) as server:
+        assert server.log.read_text().count("whoever reaches the proxy may read and write everything") == warned
+
+
 class Front(NamedTuple):
     """A proxy with TLS in front of a server."""
 

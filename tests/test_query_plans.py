@@ -97,7 +97,8 @@ def fill(path: Path, count: int) -> None:
 def reads(workflow: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every address that can be read, with every choice of its parameters."""
     one = f"/api/workflows/{workflow}"
-    for address in ("/api/health/live", "/api/health/ready", "/api/health", "/api/openapi.json", "/api/docs", one):
+    probes = ("/api/health/live", "/api/health/ready", "/api/health", "/metrics")
+    for address in (*probes, "/api/openapi.json", "/api/docs", one):
         yield address, {}
     for chosen in some(FILTERS):
         yield "/api/workflows", {"limit": 5} | chosen
@@ -273,6 +274,7 @@ def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[
     ("address", "query"),
     [
         ("/api/health/ready", {}),
+        ("/metrics", {}),
         ("/api/workflows", {"limit": 50}),
         ("/api/workflows", {"status": "completed"}),
         ("/api/workflows", {"status": "in_progress"}),
