@@ -6,7 +6,19 @@ from typing import Any
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from amelia_flask import events, metrics, models, moves, report, rollups, schema, summaries, usage, workflows
+from amelia_flask import (
+    events,
+    metrics,
+    models,
+    moves,
+    report,
+    rollups,
+    schema,
+    summaries,
+    timeline,
+    usage,
+    workflows,
+)
 from amelia_flask.health import Vitals
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import Settings, from_environment
@@ -69,7 +81,7 @@ def _shell_names(ledger: Ledger) -> dict[str, Any]:
     schema.set_up(ledger.settings.database_path)
     models.database.initialize(ledger.readers)
     ledger.readers.connect(reuse_if_open=True)
-    domain = (workflows, summaries, moves, events, usage, rollups, report)
+    domain = (workflows, summaries, moves, events, timeline, usage, rollups, report)
     names: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in domain}
     names |= {model.__name__: model for model in models.TABLES}
     return names | {"database": ledger.readers, "ledger": ledger, "models": models}

@@ -204,15 +204,29 @@ class Prepared:
 
     def run(self, db: Any, /, **values: Any) -> list[Row]:
         """All rows of the result, or of RETURNING. `values` names every `param` of the query."""
-        sql, params = self._compiled.get(type(db)) or self._compile(db)
-        given = [values[value] if isinstance(value, _Name) else value for value in params]
-        rows: list[Row] = db.connection().execute(sql, given).fetchall()
+        rows: list[Row] = self._execute(db, values).fetchall()
         return rows
+
+    def run_within(self, db: Any, most: int, size: Callable[[Row], int], **values: Any) -> tuple[list[Row], bool]:
+        """The first rows whose sizes add up to `most` at most, but one at least; and whether that left others out."""
+        rows: list[Row] = []
+        taken = 0
+        for row in self._execute(db, values):
+            taken += size(row)
+            if taken > most and rows:
+                return rows, True
+            rows.append(row)
+        return rows, False
 
     def run_many(self, db: Any, rows: list[Row]) -> None:
         """Run once for each row; a row holds the values of the `param`s in the order in which they appear."""
         sql, _ = self._compiled.get(type(db)) or self._compile(db)
         db.connection().executemany(sql, rows)
+
+    def _execute(self, db: Any, values: dict[str, Any]) -> Any:
+        sql, params = self._compiled.get(type(db)) or self._compile(db)
+        given = [values[value] if isinstance(value, _Name) else value for value in params]
+        return db.connection().execute(sql, given)
 
     def _compile(self, db: Any) -> tuple[str, list[Any]]:
         sql, params = db.get_sql_context().sql(self._build()).query()

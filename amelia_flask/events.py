@@ -1,12 +1,10 @@
-"""The ledger of events: appended in order, read in pages."""
+"""The ledger of events: appended in order, found by id. Read in pages: `timeline.py`."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
-from peewee import SQL
 
 from amelia_flask import clock
 from amelia_flask.database import Prepared, Row, param
@@ -22,7 +20,7 @@ from amelia_flask.fields import (
     object_from_text,
     object_to_text,
 )
-from amelia_flask.models import LEVELS, Event, EventPosition, OpenStage, Workflow
+from amelia_flask.models import Event, EventPosition, OpenStage, Workflow
 from amelia_flask.strictjson import canonical
 
 MAX_BATCH = 1000
@@ -100,27 +98,6 @@ class StoredEvent(Struct):
     correlation_id: str | None
 
 
-class EventPage(Struct):
-    """A page of events; `next_after` and `next_before` continue it in either direction."""
-
-    events: list[StoredEvent]
-    next_after: int | None
-    next_before: int | None
-    has_more: bool
-
-
-class Page(NamedTuple):
-    """Which events to read: numbers greater than `after` and smaller than `before`, filtered and sorted."""
-
-    after: int = 0
-    before: int | None = None
-    limit: int = 100
-    newest_first: bool = False
-    event_type: str | None = None
-    agent: str | None = None
-    level: Level | None = None
-
-
 class NewRow(NamedTuple):
     """An event about to be stored: what `NewEvent` says, complete and as the columns hold it."""
 
@@ -141,7 +118,7 @@ class Arrived(NamedTuple):
     row: NewRow
 
 
-_COLUMNS = (
+COLUMNS = (
     Event.id,
     Event.workflow,
     Event.sequence,
@@ -155,9 +132,7 @@ _COLUMNS = (
     Event.correlation_id,
 )
 
-# Levels are literals: only so does SQLite see that a partial index holds all that is asked for.
-_went_wrong = Event.level.in_([SQL("'warning'"), SQL("'error'")])
-_stored = Prepared(lambda: Event.select(*_COLUMNS).where(Event.id == param("id")))
+_stored = Prepared(lambda: Event.select(*COLUMNS).where(Event.id == param("id")))
 _take_sequences = Prepared(
     lambda: (
         Workflow.update(last_sequence=Workflow.last_sequence + param("count"), updated_at=param("now"))
@@ -172,9 +147,7 @@ _take_positions = Prepared(
         .returning(EventPosition.value)
     )
 )
-_insert = Prepared(
-    lambda: Event.insert_many([tuple(param(column.name) for column in _COLUMNS)], fields=list(_COLUMNS))
-)
+_insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
 _workflow_exists = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("workflow")))
 _open_stage = Prepared(
     lambda: OpenStage.replace(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
@@ -228,7 +201,7 @@ def append_own(
 def find(db: Any, event_id: str) -> StoredEvent | None:
     """The event with this id, of whichever workflow."""
     rows = _stored.run(db, id=event_id)
-    return _from_row(rows[0]) if rows else None
+    return from_row(rows[0]) if rows else None
 
 
 def get(db: Any, event_id: str) -> StoredEvent:
@@ -237,24 +210,6 @@ def get(db: Any, event_id: str) -> StoredEvent:
     if event is None:
         raise NotFound
     return event
-
-
-def page(db: Any, workflow_id: str, wanted: Page) -> EventPage:
-    """A page of one workflow's events by sequence. Raises NotFound."""
-    found = _page(db, wanted, workflow_id)
-    if not found.events:
-        _refuse_unknown(db, workflow_id)
-    return found
-
-
-def page_of_all(db: Any, wanted: Page) -> EventPage:
-    """A page of all workflows' events by position."""
-    return _page(db, wanted, None)
-
-
-def recent(db: Any, workflow_id: str, limit: int) -> list[StoredEvent]:
-    """The newest events of a workflow, oldest first."""
-    return _page(db, Page(limit=limit, newest_first=True), workflow_id).events[::-1]
 
 
 def _row(event: NewEvent, now: str) -> NewRow:
@@ -280,7 +235,7 @@ def _twin(tx: Any, workflow_id: str, event: NewEvent, row: NewRow, fresh: dict[s
     stored = _stored.run(tx, id=row.id)
     if not stored:
         return None
-    found = _from_row(stored[0])
+    found = from_row(stored[0])
     kept = NewRow(
         found.id,
         found.timestamp,
@@ -292,14 +247,15 @@ def _twin(tx: Any, workflow_id: str, event: NewEvent, row: NewRow, fresh: dict[s
         found.correlation_id,
     )
     if found.workflow_id != workflow_id:
-        _refuse_unknown(tx, workflow_id)
+        refuse_unknown(tx, workflow_id)
         raise IdReused(id=row.id)
     if not _same(row, kept, event.timestamp is not None):
         raise IdReused(id=row.id)
     return Appended(found.id, found.sequence, found.position)
 
 
-def _refuse_unknown(db: Any, workflow_id: str) -> None:
+def refuse_unknown(db: Any, workflow_id: str) -> None:
+    """Raises NotFound where there is no such workflow."""
     if not _workflow_exists.run(db, workflow=workflow_id):
         raise NotFound
 
@@ -353,48 +309,6 @@ def _note_stage(tx: Any, workflow_id: str, row: NewRow, sequence: int) -> None:
         _close_stage.run(tx, workflow=workflow_id, stage=stage)
 
 
-def _from_row(row: Row) -> StoredEvent:
+def from_row(row: Row) -> StoredEvent:
     *head, data_json, correlation_id = row
     return StoredEvent(*head, object_from_text(data_json), correlation_id)  # type: ignore[call-arg]  # a checker cannot count columns
-
-
-def _page(db: Any, wanted: Page, workflow_id: str | None) -> EventPage:
-    filters = tuple(name for name in ("event_type", "agent") if getattr(wanted, name) is not None)
-    query = _page_query(
-        workflow_id is not None, wanted.before is not None, wanted.newest_first, filters, wanted.level
-    )
-    values = wanted._asdict() | {"workflow": workflow_id, "limit": wanted.limit + 1}
-    rows = query.run(db, **values)
-    events = [_from_row(row) for row in rows[: wanted.limit]]
-    numbers = [event.sequence if workflow_id is not None else event.position for event in events]
-    return EventPage(
-        events,
-        max(numbers, default=wanted.after),
-        min(numbers, default=wanted.before),
-        len(rows) > wanted.limit,
-    )
-
-
-def _at_least(level: Level) -> Any:
-    clause = Event.level.in_([SQL(f"'{name}'") for name in LEVELS[LEVELS.index(level) :]])
-    return clause & _went_wrong if level == "error" else clause
-
-
-@cache
-def _page_query(
-    of_one: bool, has_before: bool, newest_first: bool, filters: tuple[str, ...], level: Level | None
-) -> Prepared:
-    number = Event.sequence if of_one else Event.position
-    clauses = [number > param("after")]
-    if of_one:
-        clauses.append(Event.workflow == param("workflow"))
-    if has_before:
-        clauses.append(number < param("before"))
-    if "event_type" in filters:
-        clauses.append(Event.event_type == param("event_type"))
-    if "agent" in filters:
-        clauses.append(Event.agent == param("agent"))
-    if level is not None:
-        clauses.append(_at_least(level))
-    order = number.desc() if newest_first else number.asc()
-    return Prepared(lambda: Event.select(*_COLUMNS).where(*clauses).order_by(order).limit(param("limit")))

@@ -7,8 +7,8 @@ from threading import Lock
 
 from amelia_flask.counters import Gauge
 from amelia_flask.errors import TooManyStreams
-from amelia_flask.events import EventPage
 from amelia_flask.ledger import Ledger
+from amelia_flask.timeline import EventPage
 
 # How soon a commit of another process is noticed; those of this process wake the readers at once.
 POLL_SECONDS = 0.1

@@ -10,7 +10,7 @@ import msgspec
 import peewee
 from msgspec import Struct
 
-from amelia_flask import clock, events, usage
+from amelia_flask import clock, events, timeline, usage
 from amelia_flask.database import Prepared, Row, param
 from amelia_flask.errors import InvalidCursor, NotFound
 from amelia_flask.fields import JsonObject, Timestamp, object_from_text
@@ -127,7 +127,7 @@ def detail(db: Any, workflow_id: str) -> tuple[Detail, str]:
         **msgspec.structs.asdict(_summary(row, clock.now())),
         state=object_from_text(state_json),
         token_usage=usage.of_workflow(db, workflow_id),
-        recent_events=events.recent(db, workflow_id, RECENT_EVENTS),
+        recent_events=timeline.recent(db, workflow_id, RECENT_EVENTS),
     ), etag(version)
 
 

@@ -119,7 +119,7 @@ def test_the_shell_has_models_database_and_domain_at_hand(tmp_path: Path) -> Non
         "from amelia_flask.workflows import NewWorkflow",
         "made, _ = ledger.write(workflows.create, NewWorkflow(issue_id='S-1', worktree_path='/s'))",
         "print('found', [w.issue_id for w in Workflow.select()], Event.select().count(), database.path.name)",
-        "print('domain', summaries.active(database).total, moves.MOVES.keys() >= {'start'}, usage.page, events.page)",
+        "print('domain', summaries.active(database).total, moves.MOVES.keys() >= {'start'}, timeline.page)",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "amelia_flask", "shell"],

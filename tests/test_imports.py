@@ -22,6 +22,7 @@ ROOMS = [
     "writer",
     "pricing",
     "events",
+    "timeline",
     "rollups",
     "usage",
     "summaries",

@@ -8,12 +8,12 @@ from time import monotonic
 
 import pytest
 
-from amelia_flask import events, stream
+from amelia_flask import events, stream, timeline
 from amelia_flask.errors import NotFound, TooManyStreams
-from amelia_flask.events import EventPage
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import from_environment
 from amelia_flask.stream import OpenReaders, page_or_wait
+from amelia_flask.timeline import EventPage
 from tests import ledgers, programs
 from tests.serving import until
 
@@ -42,7 +42,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def reader(ledger: Ledger, workflow: str, after: int) -> Callable[[], EventPage]:
-    return lambda: ledger.read(events.page, workflow, events.Page(after=after))
+    return lambda: ledger.read(timeline.page, workflow, timeline.Page(after=after))
 
 
 def append(ledger: Ledger, workflow: str, message: str = "m") -> None:

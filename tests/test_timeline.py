@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from amelia_flask import timeline as reading
 from amelia_flask.models import LEVELS
 from amelia_flask.stream import open_readers
 from tests import api as http
@@ -257,3 +258,19 @@ def test_a_reader_that_follows_misses_nothing_whatever_is_written_meanwhile(fres
     for workflow in workflows:
         assert numbers(fresh.get(of(workflow))) == list(range(1, 37))
     assert sorted(place["position"] for place in places) == followed.result()
+
+
+def test_a_page_of_large_events_is_cut_and_goes_on_where_it_ended(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "MOST_BYTES", 10_000)
+    workflow = api.create()
+    append(api, workflow, *({"message": "m" * size} for size in (1, 6000, 3000, 2000, 20_000, 5, 9000)))
+    for order, bound, name in (("asc", "after", "next_after"), ("desc", "before", "next_before")):
+        found: list[int] = []
+        query: dict[str, Any] = {"order": order, "event_type": "note"}
+        while len(found) < 7:
+            page = api.get(of(workflow), **query)
+            assert sum(len(event["message"]) for event in page["events"]) <= 10_000 or len(page["events"]) == 1
+            found += numbers(page)
+            query[bound] = page[name]
+            assert page["has_more"] == (len(found) < 7)
+        assert found == sorted(range(2, 9), reverse=order == "desc")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from amelia_flask import events, summaries, usage
+from amelia_flask import summaries, usage
 from amelia_flask.events import StoredEvent
 from amelia_flask.intake import claude_code, transcripts
 from amelia_flask.intake.transcripts import Format, Stored, Survey
 from amelia_flask.ledger import Ledger
+from amelia_flask.timeline import Page, page
 from tests import ledgers
 from tests.ledgers import dump, rows
 from tests.transcripts import answer, line, write
@@ -37,7 +38,7 @@ def take_in(ledger: Ledger, *files: Path, now: datetime = LONG_AFTER) -> Stored:
 
 
 def timeline(ledger: Ledger, workflow_id: str) -> list[StoredEvent]:
-    return ledger.read(events.page, workflow_id, events.Page(limit=1000)).events
+    return ledger.read(page, workflow_id, Page(limit=1000)).events
 
 
 def records(ledger: Ledger, workflow_id: str) -> list[usage.StoredUsage]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from amelia_flask import events
+from amelia_flask import events, timeline
 from amelia_flask.errors import IdReused, NotFound, TooManyStreams
 from amelia_flask.stream import page_or_wait
 from amelia_flask.web.body import Records, given
@@ -49,22 +49,22 @@ def append(workflow_id: str, body: list[events.NewEvent]) -> Answer:
     return Answer(appended, 200 if appended.duplicates == len(body) else 201)
 
 
-@resource.operation("GET", OF_ONE, {200: events.EventPage}, query=PageQuery, errors=(NotFound, TooManyStreams))
-def page(workflow_id: str, query: PageQuery) -> events.EventPage:
+@resource.operation("GET", OF_ONE, {200: timeline.EventPage}, query=PageQuery, errors=(NotFound, TooManyStreams))
+def page(workflow_id: str, query: PageQuery) -> timeline.EventPage:
     """Read a page of a workflow's events by sequence."""
     wanted = _wanted(query)
-    return page_or_wait(ledger(), lambda: ledger().read(events.page, workflow_id, wanted), query.wait)
+    return page_or_wait(ledger(), lambda: ledger().read(timeline.page, workflow_id, wanted), query.wait)
 
 
-@resource.operation("GET", "/api/events", {200: events.EventPage}, query=PageQuery, errors=(TooManyStreams,))
-def page_of_all(query: PageQuery) -> events.EventPage:
+@resource.operation("GET", "/api/events", {200: timeline.EventPage}, query=PageQuery, errors=(TooManyStreams,))
+def page_of_all(query: PageQuery) -> timeline.EventPage:
     """Read a page of all workflows' events by position."""
     wanted = _wanted(query)
-    return page_or_wait(ledger(), lambda: ledger().read(events.page_of_all, wanted), query.wait)
+    return page_or_wait(ledger(), lambda: ledger().read(timeline.page_of_all, wanted), query.wait)
 
 
-def _wanted(query: PageQuery) -> events.Page:
-    return events.Page(
+def _wanted(query: PageQuery) -> timeline.Page:
+    return timeline.Page(
         after=query.after,
         before=given(query.before),
         limit=query.limit,
