@@ -5,7 +5,7 @@ from pathlib import Path
 
 from playhouse.migrations import Runner
 
-from amelia_flask.database import FAULTS, SqliteExtDatabase, create_file, open_writer, peeking
+from amelia_flask.database import FAULTS, SqliteExtDatabase, check_place, create_file, open_writer, peeking
 from amelia_flask.errors import SchemaError
 from amelia_flask.lock import FileLock
 from amelia_flask.models import TABLES, EventPosition
@@ -20,6 +20,7 @@ def set_up(path: Path) -> list[str]:
     Starting twice, or two processes at once, is harmless. Raises SchemaError for a file that is no database,
     belongs to another program, or was made by a newer version.
     """
+    check_place(path)
     try:
         if path.exists():
             _check_owner(path)
