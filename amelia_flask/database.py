@@ -119,12 +119,33 @@ def open_writer(path: Path) -> SqliteExtDatabase:
     return SqliteExtDatabase(path, WRITER_PRAGMAS, 1)
 
 
+def check_place(path: Path) -> None:
+    """Raises SchemaError, with a sentence, where there can be no database at `path`; makes its folder, if need be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        problem = _problem_of_place(path)
+    except OSError as error:
+        problem = f"the folder {path.parent} cannot be made or entered ({error.strerror})"
+    if problem:
+        raise SchemaError(f"The database {path} cannot be set up: {problem}.")
+
+
+def _problem_of_place(path: Path) -> str | None:
+    if path.is_dir():
+        return "it is a folder"
+    if path.exists() and not path.is_file():
+        return "it is no regular file"
+    for needed in (path.parent, path):
+        if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
+            return f"{needed} cannot be written by this user (uid {os.geteuid()})"
+    return None
+
+
 def create_file(path: Path) -> None:
-    """Make the database file with its folder, readable by its owner alone; an existing one is narrowed to that.
+    """Make the database file, readable by its owner alone; an existing one is narrowed to that.
 
     An existing one is never opened here: closing a plain file descriptor would drop SQLite's locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:

@@ -195,3 +195,7 @@ class SettingsError(AmeliaError):
 
 class SchemaError(AmeliaError):
     """The database cannot be used by this version."""
+
+
+class FileRefused(AmeliaError):
+    """A file is not what a command needs."""

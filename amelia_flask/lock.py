@@ -46,10 +46,11 @@ class FileLock:
 
         Raises DatabaseUnavailable while somebody holds it alone.
         """
-        try:
-            fcntl.flock(self._descriptor(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseUnavailable from None
+        self._take(fcntl.LOCK_SH)
+
+    def keep(self) -> None:
+        """Hold the lock alone for as long. Raises DatabaseUnavailable while somebody else holds it."""
+        self._take(fcntl.LOCK_EX)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -61,6 +62,12 @@ class FileLock:
         if self._file is None:
             self._file = os.open(self._path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         return self._file
+
+    def _take(self, kind: int) -> None:
+        try:
+            fcntl.flock(self._descriptor(), kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseUnavailable from None
 
     def _try_until(self, deadline: float) -> None:
         while True:

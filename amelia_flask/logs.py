@@ -73,7 +73,7 @@ class JsonLines(logging.Formatter):
         if told := _traceback(record):
             members["exception"] = told
         # ASCII alone, so that no reader of lines finds a character to break them at.
-        return json.dumps(members).replace("\x7f", "\\u007f")
+        return json.dumps(members)
 
 
 def _parts(record: logging.LogRecord) -> list[str]:

@@ -17,13 +17,16 @@ from typing import Any, NamedTuple
 import peewee
 
 from amelia_flask import clock, rollups
-from amelia_flask.database import Prepared, engine_is_mended, open_writer, param, reading
-from amelia_flask.errors import AmeliaError
+from amelia_flask.database import FAULTS, Prepared, engine_is_mended, open_writer, param
+from amelia_flask.errors import AmeliaError, DatabaseUnavailable
 from amelia_flask.ledger import Ledger
 from amelia_flask.lock import RETENTION, FileLock
 from amelia_flask.models import Event, HealthCheck, OpenStage, PrunedWorkflow, TokenUsage, Workflow
+from amelia_flask.progress import Step, Unit
 
 log = logging.getLogger(__name__)
+
+ROWS = Unit("rows", 1)
 
 # A transaction takes pieces of so many rows until its time is up; what it holds up is that, the last piece and the
 # sync to disk.
@@ -45,6 +48,11 @@ class Pruned(NamedTuple):
     events: int = 0
     usage_records: int = 0
     health_checks: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All together."""
+        return sum(self)
 
     def plus(self, other: "Pruned") -> "Pruned":
         """The sum of both."""
@@ -136,8 +144,10 @@ _count_checks = Prepared(lambda: HealthCheck.select(_count).where(_old_checks))
 def limits(ledger: Ledger, now: datetime) -> Limits:
     """What the settings keep at the moment `now`."""
     settings = ledger.settings
-    before = now - timedelta(days=settings.log_retention_days)
-    return Limits(clock.to_text(before), settings.log_retention_max_events, clock.to_text(now - OLD_CHECK))
+    days = min(settings.log_retention_days, now.toordinal() - 1)  # the calendar has no more
+    return Limits(
+        clock.to_text(now - timedelta(days=days)), settings.log_retention_max_events, clock.to_text(now - OLD_CHECK)
+    )
 
 
 def steps(ledger: Ledger, kept: Limits) -> Iterator[Pruned]:
@@ -152,18 +162,22 @@ def steps(ledger: Ledger, kept: Limits) -> Iterator[Pruned]:
         yield Pruned(health_checks=checks)
 
 
-def prune(ledger: Ledger, now: datetime, wait: Callable[[float], object] = time.sleep) -> Pruned:
+def prune(
+    ledger: Ledger, now: datetime, wait: Callable[[float], object] = time.sleep, step: Step = lambda _rows: None
+) -> Pruned:
     """Take all that is beyond the limits at `now`, and say what that was.
 
     After each step `wait` is called with the seconds that it took, so that others may write for as long; where
-    it answers True the rest is left for another time. Raises DatabaseUnavailable.
+    it answers True the rest is left for another time. `step` is given the rows that were taken. Raises
+    DatabaseUnavailable.
     """
     total = Pruned()
     with _checkpoints(ledger) as checkpoint:
         started = time.monotonic()
         for pruned in steps(ledger, limits(ledger, now)):
             total = total.plus(pruned)
-            if any(pruned):
+            if pruned.rows:
+                step(pruned.rows)
                 checkpoint()
             if wait(time.monotonic() - started):
                 break
@@ -222,7 +236,7 @@ class Retention:
         try:
             with lock.held(0):
                 pruned = prune(self._ledger, clock.now(), self._stopped.wait)
-            if any(pruned):
+            if pruned.rows:
                 log.info("pruned %s", pruned)
         except Exception as error:
             self._report(error)
@@ -244,11 +258,13 @@ def _checkpoints(ledger: Ledger) -> Iterator[Callable[[], None]]:
 
     def checkpoint() -> None:
         if engine_is_mended():  # otherwise one connection alone may checkpoint
-            with reading(db):
-                db.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            db.connect(reuse_if_open=True)
+            db.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     try:
         yield checkpoint
+    except FAULTS as error:
+        raise DatabaseUnavailable from error
     finally:
         db.close_all()
 

@@ -3,9 +3,10 @@
 from functools import cache
 from pathlib import Path
 
+import peewee
 from playhouse.migrations import Runner
 
-from amelia_flask.database import FAULTS, SqliteExtDatabase, create_file, open_writer, peeking
+from amelia_flask.database import FAULTS, SqliteExtDatabase, check_place, create_file, open_writer, peeking
 from amelia_flask.errors import SchemaError
 from amelia_flask.lock import FileLock
 from amelia_flask.models import TABLES, EventPosition
@@ -20,6 +21,7 @@ def set_up(path: Path) -> list[str]:
     Starting twice, or two processes at once, is harmless. Raises SchemaError for a file that is no database,
     belongs to another program, or was made by a newer version.
     """
+    check_place(path)
     try:
         if path.exists():
             _check_owner(path)
@@ -33,6 +35,36 @@ def is_current(db: SqliteExtDatabase) -> bool:
     """Whether exactly this version's migrations have been applied."""
     rows = db.connection().execute("SELECT name FROM schema_version").fetchall()
     return {name for (name,) in rows} == _names()
+
+
+def applied(path: Path) -> set[str]:
+    """The names of the migrations that made the database at `path` what it is; nothing of it is changed.
+
+    Raises SchemaError for what is no database of ours, and for one that was made by a newer version.
+    """
+    try:
+        with peeking(path) as connection:
+            names = {name for (name,) in connection.execute("SELECT name FROM schema_version").fetchall()}
+    except FAULTS as error:
+        raise SchemaError(f"{path} is no database of amelia-flask: {error}.") from error
+    if min(_names()) not in names:
+        raise SchemaError(f"{path} is no database of amelia-flask.")
+    _refuse_newer(path, names)
+    return names
+
+
+def refuse_earlier(path: Path) -> None:
+    """Raises SchemaError unless the database at `path` has exactly this version's schema."""
+    if applied(path) != _names():
+        raise SchemaError(f"The database {path} was made by an earlier version: `amelia-flask init-db` brings it on.")
+
+
+def names_of_tables_and_indexes() -> set[str]:
+    """What a database of this version has."""
+    db = peewee.SqliteDatabase(":memory:")
+    with db.connection_context(), db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
+        db.create_tables(TABLES)
+        return {name for (name,) in db.execute_sql("SELECT name FROM sqlite_master")}
 
 
 def _check_owner(path: Path) -> None:
@@ -59,17 +91,21 @@ def _set_up(path: Path) -> list[str]:
 
 def _bring_up_to_date(db: SqliteExtDatabase) -> list[str]:
     runner = Runner(db, str(MIGRATIONS), table_name="schema_version")
-    newer = sorted(set(runner.applied()) - _names())
-    if newer:
-        raise SchemaError(f"The database {db.path} was made by a newer version of amelia-flask ({newer[-1]}).")
+    _refuse_newer(db.path, set(runner.applied()))
     if db.get_tables():
-        applied: list[str] = runner.up()
+        done: list[str] = runner.up()
         _create_tables(db)
-        return applied
+        return done
     with db.atomic():
         _create_tables(db)
         runner.fake()
     return sorted(_names())
+
+
+def _refuse_newer(path: Path, names: set[str]) -> None:
+    newer = sorted(names - _names())
+    if newer:
+        raise SchemaError(f"The database {path} was made by a newer version of amelia-flask ({newer[-1]}).")
 
 
 def _create_tables(db: SqliteExtDatabase) -> None:

@@ -3,9 +3,11 @@
 `amelia-flask serve` and `gunicorn wsgi:app` (through the root `gunicorn.conf.py`) take the same options from here.
 """
 
+import errno
 import ipaddress
 import logging.config
 import os
+import signal
 import socket
 import struct
 import sys
@@ -13,9 +15,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
+from gunicorn import systemd
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
@@ -23,12 +27,14 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from amelia_flask import counters, logs, schema, tokens
 from amelia_flask.app import create_app
-from amelia_flask.database import engine_is_mended, engine_version
+from amelia_flask.database import check_place, engine_is_mended, engine_version
 from amelia_flask.errors import (
     AmeliaError,
     BadRequest,
+    DatabaseUnavailable,
     HeadersTooLarge,
     InternalError,
+    SchemaError,
     SettingsError,
     UriTooLong,
 )
@@ -41,11 +47,15 @@ from amelia_flask.web.errors import body
 
 log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+Result = TypeVar("Result")
+
 # A client that stops in the middle of a request holds a thread no longer than this.
 RECEIVE_SECONDS = 5
 # A process leaves within ten seconds of SIGTERM: its requests have this long, the writer the rest.
 GRACEFUL_SECONDS = 8
 CLOSERS = 4
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 def options(settings: Settings) -> dict[str, Any]:
@@ -65,9 +75,9 @@ def options(settings: Settings) -> dict[str, Any]:
         "loglevel": level,
         "logger_class": Logger,
         "logconfig_dict": logs.config(level, settings.log_format),
-        "on_starting": lambda _arbiter: _or_exit(_begin, settings, held),
-        "when_ready": lambda arbiter: _or_exit(_check_openness, settings, arbiter),
-        "pre_fork": _give_slot,
+        "on_starting": lambda arbiter: or_exit(_begin, settings, held, arbiter),
+        "when_ready": lambda arbiter: or_exit(_begin_forking, settings, arbiter),
+        "pre_fork": _before_fork,
         "post_fork": lambda _arbiter, worker: _begin_process(settings, worker),
         "post_worker_init": _begin_serving,
         "worker_exit": _end_process,
@@ -103,11 +113,61 @@ def prepare(settings: Settings) -> None:
         )
 
 
-def _begin(settings: Settings, held: FileLock) -> None:
-    """Hold the database against being replaced, while any process of this server is alive; then prepare it."""
-    settings.database_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    held.share()
+def _begin(settings: Settings, held: FileLock, starting: Any) -> None:
+    """Hold the database against being replaced, while any process of this server is alive; then prepare it.
+
+    What would keep the server from listening is refused first, so that a start in vain leaves nothing behind.
+    """
+    if not _inherits_listeners(starting):
+        for address in starting.cfg.address:
+            _check_address(address, starting.cfg.reuse_port)
+    check_place(settings.database_path)
+    _hold(settings.database_path, held)
     prepare(settings)
+
+
+def _inherits_listeners(starting: Any) -> bool:
+    """Whether somebody else listens for this server already: systemd, or the server that it takes the place of."""
+    return bool(systemd.listen_fds(unset_environment=False) or getattr(starting, "master_pid", 0))
+
+
+def _check_address(address: Any, reuse_port: bool) -> None:
+    """Refuse at once, and with a sentence, what gunicorn would try five times: an address of TCP is a pair."""
+    if not isinstance(address, tuple):
+        return
+    host, port = address
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
+        try:
+            probe.bind(address)
+        except (OSError, UnicodeError) as error:
+            raise SettingsError(_why_not(host, port, error)) from None
+
+
+def _why_not(host: str, port: int, error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError | socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is not an address of this machine: set AMELIA_HOST to one that is."
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} of {host} is in use by another program: stop that, or set AMELIA_PORT."
+    return f"The service cannot listen on port {port} of {host}: {error.strerror}."
+
+
+def _hold(database: Path, held: FileLock) -> None:
+    """Beside other servers; alone on an engine that bears no second process."""
+    try:
+        held.share() if engine_is_mended() else held.keep()
+    except DatabaseUnavailable:
+        raise SchemaError(_why_not_held(database)) from None
+    except OSError as error:
+        raise SchemaError(f"The file {error.filename} cannot be opened: {error.strerror}.") from None
+
+
+def _why_not_held(database: Path) -> str:
+    if engine_is_mended():
+        return f"The database {database} is in use by what needs it alone: a restore, or a server on an old SQLite."
+    problem = f"SQLite {engine_version()} can lose rows with more than one process"
+    return f"The database {database} is in use by another server or a restore, and {problem}."
 
 
 def _check_token(settings: Settings) -> None:
@@ -122,6 +182,11 @@ def _check_token(settings: Settings) -> None:
 def _stored_tokens(settings: Settings) -> list[tokens.Token]:
     with closing(Ledger(settings)) as ledger:
         return ledger.read(tokens.stored)
+
+
+def _begin_forking(settings: Settings, arbiter: Any) -> None:
+    _check_openness(settings, arbiter)
+    os.register_at_fork(after_in_parent=_hear_of_stops)
 
 
 def _check_openness(settings: Settings, arbiter: Any) -> None:
@@ -139,10 +204,10 @@ def _check_openness(settings: Settings, arbiter: Any) -> None:
         log.warning("whoever reaches the proxy may read and write everything, unless AMELIA_REQUIRE_TOKEN is on")
 
 
-def _or_exit(check: Callable[..., None], *arguments: Any) -> None:
-    """Call `check`, and end the program with a sentence where it fails: gunicorn would show where in the code."""
+def or_exit(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
+    """Call `function`, and end the program with a sentence where it fails: gunicorn would show where in the code."""
     try:
-        check(*arguments)
+        return function(*args, **kwargs)
     except AmeliaError as error:
         sys.exit(f"Error: {error.message}")
 
@@ -180,6 +245,11 @@ class Worker(ThreadWorker):
         """Called by gunicorn in the new process."""
         self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Called by gunicorn when everything is there that handlers of signals need."""
+        super().init_signals()
+        _hear_of_stops()
 
     def handle(self, conn: TConn) -> Any:
         """Handle a request, on a thread.
@@ -247,10 +317,19 @@ def _raw_answer(error: AmeliaError) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-def _give_slot(arbiter: Any, worker: Worker) -> None:
-    """Give a process that is about to be forked a slot in the shared memory that no living one has."""
+def _before_fork(arbiter: Any, worker: Worker) -> None:
+    """Give a process that is about to be forked a slot in the shared memory that no living one has.
+
+    A stop waits until that process has handlers of its own. Those of gunicorn's master, which it is born with,
+    would queue it for nobody, and the server's end would take as long as that of a process that hangs.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     taken = {other.slot for other in arbiter.WORKERS.values()}
     worker.slot = next(slot for slot in range(counters.MOST_PROCESSES) if slot not in taken)
+
+
+def _hear_of_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def _begin_process(settings: Settings, worker: Worker) -> None:
@@ -282,9 +361,12 @@ def _end_process(_arbiter: Any, worker: Worker) -> None:
 
 
 def serve(settings: Settings, ready: Callable[[], None]) -> None:
-    """Serve until told to stop; `ready` is called when everything has been checked. Raises AmeliaError."""
+    """Serve until told to stop; `ready` is called when everything has been checked.
+
+    Ends the program, in every case; with a sentence where the service cannot be started.
+    """
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
-    prepare(settings)
     server = Server(settings)
+    server.cfg.on_starting(server)  # gunicorn does it again, but not before it has said that it starts
     ready()
     server.run()

@@ -162,7 +162,8 @@ class Writer:
         except BaseException as error:
             self._recover(error)
             outcomes = [(item, None, _refusal(error)) for item in group or self._waiting(first, group)]
-        queue_length.set(self._queue.qsize())
+        with self._door:  # or a caller who has just counted the queue could say so after this
+            queue_length.set(self._queue.qsize())
         for item, result, failure in outcomes:
             if failure is None:
                 item.future.set_result(result)

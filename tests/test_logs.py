@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from amelia_flask import logs
 from amelia_flask.errors import InternalError
 from amelia_flask.ledger import Ledger
+from amelia_flask.lock import FileLock
 from tests import ledgers
 from tests.answers import exchange
 from tests.serving import serving
@@ -176,6 +177,22 @@ def test_the_lines_of_a_write_have_the_id_of_its_request(
     logs.request_id.set(None)
     failed = [one.get("request_id") for one in lines() if one["message"] == "a change failed"]
     assert failed == ["first", None, "second"]
+
+
+def test_the_lines_of_writes_that_are_carried_out_together_have_each_its_own_id(
+    ledger: Ledger, lines: Callable[[], list[Any]]
+) -> None:
+    lock = FileLock(ledger.settings.database_path)
+    with lock.held():
+        for request_id in ("first", "second", None):
+            logs.request_id.set(request_id)
+            ledger.submit(written_and_broken)
+    with pytest.raises(InternalError):
+        ledger.write(broken)
+    lock.close()
+    assert [one.get("request_id") for one in lines() if one["message"] == "a change failed"] == [
+        *("first", "second", None, None)
+    ]
 
 
 def test_a_text_line_ends_with_the_id_once() -> None:

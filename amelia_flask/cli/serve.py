@@ -1,5 +1,6 @@
 """`serve` and `init-db`: the database made ready, and the service on it."""
 
+import signal
 import sys
 
 import click
@@ -13,6 +14,7 @@ from amelia_flask.settings import Settings, from_environment
 @reports_errors
 def serve() -> None:
     """Set up the database and serve until stopped."""
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(0))  # until gunicorn has handlers of its own
     from amelia_flask.server import serve as serve_until_stopped
 
     settings = from_environment()
