@@ -20,8 +20,13 @@ from amelia_flask.fields import (
     object_from_text,
     object_to_text,
 )
+<<<<<<< ours
 from amelia_flask.models import Event, EventPosition, OpenStage, Workflow
 from amelia_flask.strictjson import canonical
+=======
+from amelia_flask.models import LEVELS, Event, EventPosition, OpenStage, Workflow
+from amelia_flask.redaction import may_hold_secret, redact, same_json, same_text
+>>>>>>> theirs
 
 MAX_BATCH = 1000
 MAX_LINES = 10_000
@@ -157,10 +162,10 @@ _close_stage = Prepared(
 )
 
 
-def arrived(new: Sequence[NewEvent]) -> list[Arrived]:
-    """The events with their ids and times, as they will be stored. Done before the transaction, which it shortens."""
+def arrived(new: Sequence[NewEvent], redacts: bool = True) -> list[Arrived]:
+    """The events as they will be stored, with ids and times, without secrets. Done before the transaction."""
     now = clock.to_text(clock.now())
-    return [Arrived(event, _row(event, now)) for event in new]
+    return [_arrived(event, now, redacts) for event in new]
 
 
 def append(tx: Any, workflow_id: str, new: Sequence[Arrived]) -> AppendedEvents:
@@ -212,6 +217,34 @@ def get(db: Any, event_id: str) -> StoredEvent:
     return event
 
 
+<<<<<<< ours
+=======
+def page(db: Any, workflow_id: str, wanted: Page) -> EventPage:
+    """A page of one workflow's events by sequence. Raises NotFound."""
+    found = _page(db, wanted, workflow_id)
+    if not found.events:
+        _refuse_unknown(db, workflow_id)
+    return found
+
+
+def page_of_all(db: Any, wanted: Page) -> EventPage:
+    """A page of all workflows' events by position."""
+    return _page(db, wanted, None)
+
+
+def recent(db: Any, workflow_id: str, limit: int) -> list[StoredEvent]:
+    """The newest events of a workflow, oldest first."""
+    return _page(db, Page(limit=limit, newest_first=True), workflow_id).events[::-1]
+
+
+def _arrived(event: NewEvent, now: str, redacts: bool) -> Arrived:
+    row = _row(event, now)
+    if redacts and may_hold_secret(f"{row.message}\n{row.data_json}"):
+        row = _row(redact(event), now)
+    return Arrived(event, row)
+
+
+>>>>>>> theirs
 def _row(event: NewEvent, now: str) -> NewRow:
     return NewRow(
         event.id or clock.new_id(),
@@ -263,17 +296,8 @@ def refuse_unknown(db: Any, workflow_id: str) -> None:
 def _same(row: NewRow, kept: NewRow, has_timestamp: bool) -> bool:
     """Whether two events say the same. A time of arrival says nothing; the order of members neither."""
     moment = row.timestamp if has_timestamp else kept.timestamp
-    rest = row._replace(timestamp=moment, data_json=kept.data_json)
-    return rest == kept and same_json(row.data_json, kept.data_json)
-
-
-def same_json(one: str | None, other: str | None) -> bool:
-    """Whether two texts hold the same JSON value."""
-    if one == other:
-        return True
-    if one is None or other is None:
-        return False
-    return canonical(msgspec.json.decode(one)) == canonical(msgspec.json.decode(other))
+    rest = row._replace(timestamp=moment, message=kept.message, data_json=kept.data_json)
+    return rest == kept and same_text(row.message, kept.message) and same_json(row.data_json, kept.data_json)
 
 
 def _store(tx: Any, workflow_id: str, rows: list[NewRow]) -> list[Appended]:

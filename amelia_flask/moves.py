@@ -12,6 +12,7 @@ from amelia_flask.database import Prepared, param
 from amelia_flask.errors import IdReused, NotFound
 from amelia_flask.fields import Id, JsonObject, check_object, no_object, object_to_text
 from amelia_flask.models import ACTIVE, Status, Workflow
+from amelia_flask.redaction import same_json, same_text
 
 Actor = Annotated[str, Meta(min_length=1, max_length=100, description="Who decided.")]
 Reason = Annotated[str, Meta(min_length=1, max_length=65_536)]
@@ -163,8 +164,8 @@ def _made_before(
     if event is None:
         return None
     text = msgspec.json.encode(data).decode() if data else None
-    same = (event.workflow_id, event.event_type, event.message) == (workflow_id, move.event_type, message)
-    if not same or not events.same_json(object_to_text(event.data), text):
+    same = (event.workflow_id, event.event_type) == (workflow_id, move.event_type)
+    if not same or not same_text(event.message, message) or not same_json(object_to_text(event.data), text):
         raise IdReused(id=event.id) if _status.run(tx, id=workflow_id) else NotFound
     return event
 

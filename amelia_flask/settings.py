@@ -12,6 +12,7 @@ from msgspec import Meta
 from amelia_flask.errors import SettingsError
 
 PREFIX = "AMELIA_"
+_SWITCHES = frozenset({"require_token", "pin_workers", "redact"})
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # A host name or address as a Host header has it, in lower case: the name, and the port, which is never compared.
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-][a-z0-9._-]*)(?::[0-9]{1,5})?", re.ASCII)
@@ -38,6 +39,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     proxy_hops: Annotated[int, Meta(ge=0, le=10)] = 0
     max_streams: Annotated[int, Meta(ge=0)] | None = None
     pin_workers: bool = False
+    redact: bool = True
 
     @property
     def is_loopback(self) -> bool:
@@ -83,7 +85,7 @@ def _plain(name: str, text: str) -> object:
         return [_host(entry.strip()) for entry in text.split(",") if entry.strip()]
     if name == "database_path":
         return Path(text).expanduser()
-    return {"on": "true", "off": "false"}.get(text, text) if name in {"require_token", "pin_workers"} else text
+    return {"on": "true", "off": "false"}.get(text, text) if name in _SWITCHES else text
 
 
 def _host(entry: str) -> str:

@@ -31,6 +31,7 @@ from amelia_flask.fields import (
     object_to_text,
 )
 from amelia_flask.models import ACTIVE, PrunedWorkflow, Status, Workflow
+from amelia_flask.redaction import redact_json
 from amelia_flask.strictjson import canonical
 from amelia_flask.summaries import is_active
 
@@ -252,6 +253,8 @@ def _name(new: NewWorkflow) -> str:
 
 def _digest_of(new: NewWorkflow) -> str:
     state = object_to_text(new.state)
+    if state is not None:
+        state = redact_json(state, MAX_OBJECT_BYTES)  # whether secrets are kept or not, a repeat is recognised
     content = [
         new.issue_id,
         new.worktree_path,

@@ -15,6 +15,7 @@ ROOMS = [
     "settings",
     "strictjson",
     "fields",
+    "redaction",
     "database",
     "lock",
     "models",

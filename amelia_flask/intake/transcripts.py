@@ -171,7 +171,8 @@ def store(ledger: Ledger, found: Survey, step: Step, now: datetime | None = None
     stored = Stored()
     ended_before = (now or clock.now()) - IDLE
     for waiting in _waiting(found, step):
-        parts = [_part(found.sessions[key], new, ended_before) for key, new in waiting.items()]
+        new = {key: events.arrived(told, ledger.settings.redact) for key, told in waiting.items()}
+        parts = [_part(found.sessions[key], arrived, ended_before) for key, arrived in new.items()]
         for part, outcome in zip(parts, ledger.write(_store, parts), strict=True):
             part.session.requests = []
             stored.add(outcome)
@@ -295,8 +296,8 @@ class _Part(NamedTuple):
     has_ended: bool
 
 
-def _part(session: Session, new: list[events.NewEvent], ended_before: datetime) -> _Part:
-    return _Part(session, events.arrived(new), usage.priced(session.requests), session.last < ended_before)
+def _part(session: Session, new: list[events.Arrived], ended_before: datetime) -> _Part:
+    return _Part(session, new, usage.priced(session.requests), session.last < ended_before)
 
 
 def _store(tx: Any, parts: list[_Part]) -> list[_Outcome]:

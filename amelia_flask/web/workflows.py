@@ -1,6 +1,6 @@
 """Workflows and their moves."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from flask import request
@@ -17,8 +17,11 @@ from amelia_flask.errors import (
     WorkflowConflict,
     invalid,
 )
+from amelia_flask.redaction import redact
 from amelia_flask.web.body import Body, given
 from amelia_flask.web.operations import Answer, Resource, ledger
+
+T = TypeVar("T", bound=Struct)
 
 resource = Resource("workflows", __name__)
 
@@ -55,7 +58,7 @@ class ActiveQuery(Struct, forbid_unknown_fields=True):
 )
 def create(body: workflows.NewWorkflow) -> Answer:
     """Register a workflow as pending. The same `id` with the same content again answers 200 with it as it is now."""
-    created, is_new = ledger().write(workflows.create, body, ledger().settings.max_concurrent)
+    created, is_new = ledger().write(workflows.create, _arrived(body), ledger().settings.max_concurrent)
     return Answer(created, 201 if is_new else 200, {"Location": f"{request.script_root}/api/workflows/{created.id}"})
 
 
@@ -93,7 +96,7 @@ def detail(workflow_id: str) -> Answer:
 )
 def patch(workflow_id: str, body: workflows.Patch) -> Answer:
     """Merge into the state (RFC 7396) and rename the worktree; with If-Match only at that version."""
-    return _tagged(*ledger().write(workflows.patch, workflow_id, body, request.headers.get("If-Match")))
+    return _tagged(*ledger().write(workflows.patch, workflow_id, _arrived(body), request.headers.get("If-Match")))
 
 
 @resource.operation("DELETE", ONE, {204: None}, errors=(NotFound, InvalidState))
@@ -108,7 +111,7 @@ def _declare_move(name: str, move: moves.Move) -> None:
     body: Body[moves.Start] = Body(move.body, optional=optional)
 
     def carry_out(workflow_id: str, body: moves.Start) -> moves.Moved:
-        return ledger().write(moves.carry_out, workflow_id, name, body)
+        return ledger().write(moves.carry_out, workflow_id, name, _arrived(body))
 
     sources = " or ".join(move.sources)
     carry_out.__doc__ = f"Move a workflow that is {sources} to {move.target}, with its `{move.event_type}` event."
@@ -118,6 +121,11 @@ def _declare_move(name: str, move: moves.Move) -> None:
 
 for _name, _move in moves.MOVES.items():
     _declare_move(_name, _move)
+
+
+def _arrived(body: T) -> T:
+    """The body as it will be stored: without secrets, unless they are to be kept."""
+    return redact(body) if ledger().settings.redact else body
 
 
 def _tagged(found: summaries.Detail, etag: str) -> Answer:
