@@ -10,7 +10,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -233,19 +233,18 @@ class Retention:
 
     def _prune(self) -> None:
         lock = FileLock(self._ledger.settings.database_path, RETENTION)
+        with closing(lock), suppress(DatabaseUnavailable):
+            lock.keep()
+            self._prune_alone()
+
+    def _prune_alone(self) -> None:
         try:
-            with lock.held(0):
-                pruned = prune(self._ledger, clock.now(), self._stopped.wait)
+            pruned = prune(self._ledger, clock.now(), self._stopped.wait)
             if pruned.rows:
                 log.info("pruned %s", pruned)
         except Exception as error:
-            self._report(error)
-        finally:
-            lock.close()
-
-    def _report(self, error: Exception) -> None:
-        if not self._stopped.is_set():
-            log.warning("pruning failed: %s", error, exc_info=not isinstance(error, AmeliaError))
+            if not self._stopped.is_set():
+                log.warning("pruning failed: %s", error, exc_info=not isinstance(error, AmeliaError))
 
 
 @contextmanager

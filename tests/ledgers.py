@@ -86,3 +86,24 @@ def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Every row of every table: what must be the same before and after a change that was refused."""
     tables = [name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
     return {name: sorted(rows(path, f"SELECT * FROM {name}"), key=repr) for name in tables}
+
+
+def execute(path: Path, *statements: str) -> None:
+    """What any other program does to the database; foreign keys are not looked at."""
+    with closing(engine.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def add_events(path: Path, workflow_id: str, count: int) -> None:
+    """So many events at the end of a workflow's timeline, faster than they could be appended."""
+    execute(
+        path,
+        f"""INSERT INTO events (workflow_id, sequence, id, position, timestamp, agent, event_type, message)
+        WITH RECURSIVE number (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM number WHERE n < {count})
+        SELECT id, last_sequence + n, id || n, value + n, updated_at, 'dev', 'note', printf('%0200d', n)
+        FROM number, (SELECT value FROM event_position), (SELECT * FROM workflows WHERE id = '{workflow_id}')
+        """,
+        f"UPDATE workflows SET last_sequence = last_sequence + {count} WHERE id = '{workflow_id}'",
+        f"UPDATE event_position SET value = value + {count}",
+    )
