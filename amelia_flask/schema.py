@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import peewee
+from peewee import sqlite3 as engine
 from playhouse.migrations import Runner
 
 from amelia_flask.database import FAULTS, SqliteExtDatabase, check_place, create_file, open_writer, peeking
@@ -28,7 +29,7 @@ def set_up(path: Path) -> list[str]:
         create_file(path)
         return _set_up(path)
     except FAULTS as error:
-        raise SchemaError(f"The database {path} cannot be set up: {error}.") from error
+        raise SchemaError(f"The database {path} cannot be set up: {_cause(error)}.") from error
 
 
 def is_current(db: SqliteExtDatabase) -> bool:
@@ -65,6 +66,13 @@ def names_of_tables_and_indexes() -> set[str]:
     with db.connection_context(), db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
         db.create_tables(TABLES)
         return {name for (name,) in db.execute_sql("SELECT name FROM sqlite_master")}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What failed first: the rollback that follows fails too where the engine has made one by itself."""
+    while isinstance(error.__context__, peewee.PeeweeException | engine.Error):
+        error = error.__context__
+    return error
 
 
 def _check_owner(path: Path) -> None:
