@@ -20,13 +20,8 @@ from amelia_flask.fields import (
     object_from_text,
     object_to_text,
 )
-<<<<<<< ours
 from amelia_flask.models import Event, EventPosition, OpenStage, Workflow
-from amelia_flask.strictjson import canonical
-=======
-from amelia_flask.models import LEVELS, Event, EventPosition, OpenStage, Workflow
 from amelia_flask.redaction import may_hold_secret, redact, same_json, same_text
->>>>>>> theirs
 
 MAX_BATCH = 1000
 MAX_LINES = 10_000
@@ -217,26 +212,6 @@ def get(db: Any, event_id: str) -> StoredEvent:
     return event
 
 
-<<<<<<< ours
-=======
-def page(db: Any, workflow_id: str, wanted: Page) -> EventPage:
-    """A page of one workflow's events by sequence. Raises NotFound."""
-    found = _page(db, wanted, workflow_id)
-    if not found.events:
-        _refuse_unknown(db, workflow_id)
-    return found
-
-
-def page_of_all(db: Any, wanted: Page) -> EventPage:
-    """A page of all workflows' events by position."""
-    return _page(db, wanted, None)
-
-
-def recent(db: Any, workflow_id: str, limit: int) -> list[StoredEvent]:
-    """The newest events of a workflow, oldest first."""
-    return _page(db, Page(limit=limit, newest_first=True), workflow_id).events[::-1]
-
-
 def _arrived(event: NewEvent, now: str, redacts: bool) -> Arrived:
     row = _row(event, now)
     if redacts and may_hold_secret(f"{row.message}\n{row.data_json}"):
@@ -244,7 +219,6 @@ def _arrived(event: NewEvent, now: str, redacts: bool) -> Arrived:
     return Arrived(event, row)
 
 
->>>>>>> theirs
 def _row(event: NewEvent, now: str) -> NewRow:
     return NewRow(
         event.id or clock.new_id(),
