@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import peewee
 
-from amelia_flask import __version__, clock, writer
+from amelia_flask import __version__, backup, clock, writer
 from amelia_flask.counters import Histogram, Numbers, process_starts
 from amelia_flask.database import Prepared, Row, engine_version, param
 from amelia_flask.errors import DatabaseUnavailable
@@ -124,6 +124,7 @@ COMMITS = Metric("amelia_writer_commit_duration_seconds", "histogram", (), "COMM
 FAILURES = Metric("amelia_writer_failures_total", "counter", (), "Groups of writes that failed for a fault.")
 SIZE = Metric("amelia_database_size_bytes", "gauge", ("file",), "Size of the database's files.")
 FREE = Metric("amelia_database_free_bytes", "gauge", (), "Free space where the database is.")
+BACKUP = Metric("amelia_last_backup_timestamp_seconds", "gauge", (), "Of which moment the last backup is.")
 UP = Metric("amelia_database_up", "gauge", (), "1 where the database could be read, else 0.")
 WORKFLOWS = Metric("amelia_workflows", "gauge", ("status",), "Workflows that are stored.")
 EVENTS = Metric("amelia_events_total", "counter", (), "Events that were ever stored.")
@@ -204,6 +205,8 @@ def _disk(path: Path) -> Iterator[tuple[Metric, list[Any]]]:
     files = {"main": path, "wal": path.with_name(path.name + "-wal"), "shm": path.with_name(path.name + "-shm")}
     yield SIZE, [((name,), os.stat(file).st_size) for name, file in files.items() if file.exists()]
     yield FREE, _plain(shutil.disk_usage(path.parent).free) if path.parent.exists() else []
+    moment = backup.last(path)
+    yield BACKUP, [] if moment is None else _plain(moment.timestamp())
 
 
 def _record(ledger: Ledger) -> Iterator[tuple[Metric, list[Any]]]:

@@ -15,7 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from amelia_flask import clock, create_app, errors, metrics, schema
+from amelia_flask import backup, clock, create_app, errors, metrics, schema
 from amelia_flask.errors import AmeliaError
 from amelia_flask.lock import FileLock
 from amelia_flask.settings import from_environment
@@ -158,9 +158,12 @@ def test_no_client_can_make_a_series(client: FlaskClient) -> None:
 
 def test_a_fault_is_told_of_before_the_first_one(app: Flask) -> None:
     client = app.test_client()
-    labels = {"route": "/api/health", "method": "GET", "status": "500"}
     before = figures(scraped(client))
-    assert ("amelia_http_requests_total", frozenset(labels.items())) in before
+    told = {(dict(labels)["route"], dict(labels)["method"]) for _, labels in before if ("status", "500") in labels}
+    assert told == {(rule.rule, method) for rule in app.url_map.iter_rules() for method in rule.methods or ()} | {
+        ("other", "other")
+    }
+    labels = {"route": "/api/health", "method": "GET", "status": "500"}
     del app.extensions["vitals"]
     assert client.get("/api/health").status_code == 500
     assert of(figures(scraped(client)), "amelia_http_requests_total", **labels) == 1 + of(
@@ -249,7 +252,7 @@ def test_todays_usage_is_that_of_the_report(client: FlaskClient) -> None:
     record(client, workflow, "claude-sonnet-4-5", "dev", 1000, cache_read_tokens=7, cache_creation_tokens=5)
     record(client, workflow, "claude-sonnet-4-5", "dev", 200)
     record(client, workflow, "unheard-of", "dev", 30)
-    record(client, workflow, "claude-sonnet-4-5", "dev", 10**6, timestamp="2025-11-01T00:00:00Z")
+    record(client, workflow, "claude-sonnet-4-5", "dev", 3, timestamp="2025-11-01T00:00:00Z")
     found, pair = figures(scraped(client)), {"model": "claude-sonnet-4-5", "agent": "dev"}
     kinds = [of(found, "amelia_usage_today_tokens", **pair, kind=kind) for kind in metrics.KINDS]
     assert kinds == [1200, 2, 7, 5]
@@ -294,22 +297,30 @@ def test_sizes_are_those_of_the_files(client: FlaskClient) -> None:
     assert of(found, "amelia_database_free_bytes") > 0
 
 
+def test_the_last_backup_is_told_of_from_the_first_one_on(client: FlaskClient, tmp_path: Path) -> None:
+    name = ("amelia_last_backup_timestamp_seconds", frozenset[tuple[str, str]]())
+    assert name not in figures(scraped(client))
+    moment = clock.now()
+    backup.back_up(database_of(client), tmp_path / "copy.db", lambda _: None, moment)
+    assert figures(scraped(client))[name] == pytest.approx(moment.timestamp(), abs=1e-5)
+
+
 def test_no_file_of_the_database_is_opened_beside_the_engine(tmp_path: Path) -> None:
     code = """
     from amelia_flask import create_app, schema
     from amelia_flask.settings import from_environment
     schema.set_up(path)
     app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
-    opened = []
+    opened, files = [], {f"{path}{suffix}" for suffix in ("", "-wal", "-shm")}
     def note(name, given):
-        if name == "open" and str(path) in str(given[0]):
+        if name == "open" and str(given[0]) in files:
             opened.append(given[0])
     sys.addaudithook(note)
     assert app.test_client().get("/metrics").status_code == 200
     print(opened)
-    open(str(path) + ".probe", "w").close()
-    print(len(opened))
     app.extensions["ledger"].close()
+    open(path).close()
+    print(len(opened))
     """
     assert programs.run(code, tmp_path / "amelia.db").splitlines() == ["[]", "1"]
 

@@ -125,6 +125,8 @@ HEALTHY = {
     "amelia_database_free_bytes": "90000000000-1000000x480",
     'amelia_database_size_bytes{file="main"}': "900000000+1000000x480",
     'amelia_database_size_bytes{file="wal"}': "64000000+0x480",
+    # promtool's clock begins at 0, so this backup is eight hours old at the end.
+    "amelia_last_backup_timestamp_seconds": "0+0x480",
     'amelia_workflows{status="blocked"}': "0+0x480",
     'amelia_workflows{status="failed"}': "9+0x480",
     'amelia_usage_today_cost_dollars{model="m",agent="a"}': "60+0x480",
@@ -147,6 +149,7 @@ TROUBLES: dict[str, dict[str, str]] = {
     "AmeliaDiskFull": {"amelia_database_free_bytes": "1000000000+0x480"},
     "AmeliaDiskFillsUp": {"amelia_database_free_bytes": "200000000000-200000000x480"},
     "AmeliaWalLarge": {'amelia_database_size_bytes{file="wal"}': "300000000+0x480"},
+    "AmeliaBackupOld": {"amelia_last_backup_timestamp_seconds": "-70000+0x480"},
     "AmeliaWaitsForSomebody": {'amelia_workflows{status="blocked"}': "1+0x480"},
     "AmeliaSpendsMuch": {'amelia_usage_today_cost_dollars{model="m",agent="b"}': "41+0x480"},
     "AmeliaPriceUnknown": {'amelia_usage_today_unpriced_tokens{model="m",agent="a"}': "5+0x480"},
