@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from amelia_flask import moves, report, timeline, workflows
+from amelia_flask import events, moves, report, timeline, workflows
 from amelia_flask.ledger import Ledger
 from amelia_flask.transfer import reading, writing
 from amelia_flask.transfer.lines import Malformed
