@@ -38,6 +38,8 @@ ROOMS = [
     "backup",
     "audit",
     "transfer",
+    "repricing",
+    "demo",
     "metrics",
     "intake",
     "web",

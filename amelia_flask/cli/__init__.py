@@ -4,6 +4,7 @@ import click
 
 from amelia_flask import __version__
 from amelia_flask.cli.imports import import_
+from amelia_flask.cli.reprice import reprice
 from amelia_flask.cli.serve import init_db, serve
 from amelia_flask.cli.tokens import token
 from amelia_flask.cli.transfer import export
@@ -16,5 +17,5 @@ def main() -> None:
     """The record-keeper for fleets of coding agents. Settings are AMELIA_* environment variables."""
 
 
-for _command in (serve, init_db, import_, export, prune, backup, restore, check, token):
+for _command in (serve, init_db, import_, export, prune, backup, restore, check, token, reprice):
     main.add_command(_command)
