@@ -11,9 +11,12 @@ from amelia_flask.database import FAULTS, SqliteExtDatabase, check_place, create
 from amelia_flask.errors import SchemaError
 from amelia_flask.lock import FileLock
 from amelia_flask.models import TABLES, EventPosition
+from amelia_flask.progress import Unit, progress
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 60.0
+MIGRATION = Unit("migrations", 1)
+STEPS_BETWEEN_SIGNS = 100_000
 
 
 def set_up(path: Path) -> list[str]:
@@ -101,7 +104,7 @@ def _bring_up_to_date(db: SqliteExtDatabase) -> list[str]:
     runner = Runner(db, str(MIGRATIONS), table_name="schema_version")
     _refuse_newer(db.path, set(runner.applied()))
     if db.get_tables():
-        done: list[str] = runner.up()
+        done = _migrate(db, runner)
         _create_tables(db)
         return done
     with db.atomic():
@@ -114,6 +117,19 @@ def _refuse_newer(path: Path, names: set[str]) -> None:
     newer = sorted(names - _names())
     if newer:
         raise SchemaError(f"The database {path} was made by a newer version of amelia-flask ({newer[-1]}).")
+
+
+def _migrate(db: SqliteExtDatabase, runner: Runner) -> list[str]:
+    """Apply what is pending, one after the other. On a large record one takes long: it is seen to go on."""
+    pending = [migration.name for migration in runner.status() if not migration.applied]
+    if not pending:
+        return []
+    with progress(f"Bringing {db.path.name} up to date", len(pending), MIGRATION) as step:
+        db.connection().set_progress_handler(lambda: step(0), STEPS_BETWEEN_SIGNS)
+        for name in pending:
+            runner.up(name)
+            step(1)
+    return pending
 
 
 def _create_tables(db: SqliteExtDatabase) -> None:

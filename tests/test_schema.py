@@ -6,6 +6,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,20 @@ def test_a_later_version_brings_an_existing_database_up_to_date(path: Path, late
     assert schema.set_up(path) == ["0900_more", "0901_most"]
     assert schema.set_up(path) == []
     assert rows(path, "SELECT * FROM more") == [(1,)]
+
+
+def test_a_long_migration_is_seen_to_go_on(
+    path: Path, later_version: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000) SELECT COUNT(*) FROM n"
+    migration(later_version, "0900_more", f"CREATE TABLE more AS {count}")
+    migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
+    monkeypatch.setattr(schema, "progress", partial(schema.progress, every=0))
+    schema.set_up(path)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("Bringing amelia.db up to date: 0 of 2 migrations")
+    assert told[-1].startswith("Bringing amelia.db up to date: 2 of 2 migrations")
+    assert len(told) > 2, "it is told of within a migration too"
 
 
 def test_a_migration_that_fails_leaves_no_trace(path: Path, later_version: Path) -> None:
