@@ -30,8 +30,8 @@ WRITER_SECONDS = 5.0
 def back_up(database: Path, target: Path, step: Step, now: datetime | None = None) -> None:
     """Copy the database as it is at this moment to the new file `target`, and verify that; writers go on meanwhile.
 
-    `step` is given the bytes as they are copied. Raises FileExistsError, FileRefused, SchemaError and
-    DatabaseUnavailable, and then there is no `target`.
+    `step` is given the bytes as they are copied. Raises FileExistsError, FileRefused and SchemaError, and then there
+    is no `target`.
     """
     _refuse_missing(database)
     schema.applied(database)
@@ -86,10 +86,15 @@ def restore(
 
 
 def _copy(source: Path, target: Path, step: Step) -> None:
-    """Copy what is in `source` at this moment, in one transaction that reads: what is written meanwhile is not in it.
+    """Copy what is in `source` at this moment. Raises FileRefused."""
+    try:
+        _copy_pages(source, target, step)
+    except engine.Error as error:
+        raise FileRefused(f"{source} cannot be copied: {error}.") from error
 
-    Without that transaction the engine would begin again after each write. Raises DatabaseUnavailable.
-    """
+
+def _copy_pages(source: Path, target: Path, step: Step) -> None:
+    """In one transaction that reads: without it the engine would begin again after each write."""
     with peeking(source) as reader, closing(engine.connect(target, isolation_level=None)) as copy:
         size = reader.execute("PRAGMA page_size").fetchone()[0]
         copy.execute("PRAGMA journal_mode = OFF")
@@ -139,29 +144,39 @@ def _alone(database: Path) -> Iterator[None]:
 
 
 def _keep(database: Path, now: datetime) -> Path:
-    """Give the database that is there a second name beside it, complete in one file where it is sound."""
+    """Give the database a second name beside it: complete in one file, or with its log where it is damaged.
+
+    No log is left that would meet the new one.
+    """
     stamp = clock.to_text(now).replace(":", "").replace("-", "")
     kept = database.with_name(f"{database.name}.replaced-{stamp}")
-    _fold(database)
     os.link(database, kept)
-    for suffix in ("-wal", "-shm"):  # of a database that is damaged: they must not meet the new one
-        log = database.with_name(database.name + suffix)
-        if log.exists():
-            log.rename(kept.with_name(kept.name + suffix))
+    log, kept_log = (path.with_name(f"{path.name}-wal") for path in (database, kept))
+    if log.exists():
+        os.link(log, kept_log)  # first: of a damaged database the engine may throw it away
+    try:
+        is_folded = _fold(database)
+    except FileRefused:
+        kept.unlink()
+        kept_log.unlink(missing_ok=True)
+        raise
+    if is_folded:
+        kept_log.unlink(missing_ok=True)
+    for suffix in ("-wal", "-shm"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
     return kept
 
 
-def _fold(database: Path) -> None:
-    """Bring the log into the file, which the engine does only where nobody else has it open.
-
-    What is too damaged for that stays as it is.
-    """
+def _fold(database: Path) -> bool:
+    """Bring the log into the file, which the engine does where nobody else has it open; tell whether it could."""
     try:
         with closing(engine.connect(database, timeout=1, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE").fetchall()
     except engine.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == engine.SQLITE_BUSY:
             raise _in_use(database) from None
+        return False
+    return True
 
 
 def _in_use(database: Path) -> FileRefused:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from amelia_flask import audit, clock, events, report, retention, workflows
+from amelia_flask import audit, clock, events, report, retention, timeline, workflows
 from amelia_flask.errors import DatabaseUnavailable, IdReused, NotFound
 from amelia_flask.ledger import Ledger
 from amelia_flask.lock import RETENTION, FileLock
@@ -285,7 +285,7 @@ def test_a_server_stops_at_once_while_it_prunes(tmp_path: Path) -> None:
     path = tmp_path / "amelia.db"
     with opened(path) as ledger:
         workflow = finished(ledger, 400 * DAY)
-        ledgers.add_events(path, workflow, 400_000)
+        ledgers.add_events(path, workflow, 150_000)
     with serving(path, workers=1) as server:
         workflow = create_workflows(server, 1)[0]
         until(lambda: rows(path, "SELECT COUNT(*) FROM pruned_workflows") == [(1,)])

@@ -18,6 +18,8 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             return command(*args, **kwargs)
         except AmeliaError as error:
             raise click.ClickException(error.message) from None
+        except FileExistsError as error:
+            raise click.ClickException(f"There is a file {error.filename} already.") from None
         except OSError as error:
             raise click.ClickException(f"{error.filename or 'A file'} cannot be read: {error.strerror}.") from None
 
