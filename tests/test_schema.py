@@ -19,6 +19,7 @@ from amelia_flask import schema
 from amelia_flask.database import open_readers, open_writer, reading
 from amelia_flask.errors import SchemaError
 from amelia_flask.models import TABLES
+from amelia_flask.progress import progress
 from tests import programs
 from tests.ledgers import dump, rows
 
@@ -376,7 +377,7 @@ def test_a_long_migration_is_seen_to_go_on(
     count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000) SELECT COUNT(*) FROM n"
     migration(later_version, "0900_more", f"CREATE TABLE more AS {count}")
     migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
-    monkeypatch.setattr(schema, "progress", partial(schema.progress, every=0))
+    monkeypatch.setattr(schema, "progress", partial(progress, every=0))
     schema.set_up(path)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("Bringing amelia.db up to date: 0 of 2 migrations")
