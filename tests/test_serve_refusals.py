@@ -15,6 +15,7 @@ import pytest
 from peewee import sqlite3 as engine
 
 from amelia_flask import schema
+from amelia_flask.lock import SERVING, FileLock
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -244,6 +245,15 @@ def test_a_disk_that_takes_no_more(program: str, is_new: bool, tmp_path: Path) -
         schema.set_up(path)
     assert refusal(program, path, NO_ROOM) == f"The database {path} cannot be set up: disk I/O error."
     schema.set_up(path)  # when there is room again it needs no help
+
+
+def test_a_database_that_is_being_restored(program: str, tmp_path: Path) -> None:
+    path = tmp_path / "amelia.db"
+    with closing(FileLock(path, SERVING)) as restoring:
+        restoring.keep()
+        said = refusal(program, path)
+    assert said.startswith(f"The database {path} is in use by what needs it alone: a restore, or a server on ")
+    assert not path.exists()
 
 
 def test_a_network_without_a_token(program: str, tmp_path: Path) -> None:
