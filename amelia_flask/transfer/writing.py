@@ -5,7 +5,7 @@ While it is open the write-ahead log cannot shrink, so the lines go to a file an
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -62,10 +62,11 @@ def newest_position(ledger: Ledger) -> int:
     return position
 
 
-def export(ledger: Ledger, wanted: Selection, step: Step) -> Iterator[bytes]:
+def export(ledger: Ledger, wanted: Selection, step: Step) -> Generator[bytes, None, None]:
     """The lines of an export, as of the moment at which the first is asked for; `step` is told the positions passed.
 
-    Raises NotFound for an id that no workflow has, and DatabaseUnavailable.
+    It holds a connection until it is read to its end or closed. Raises NotFound for an id that no workflow has, and
+    DatabaseUnavailable.
     """
     with reading(ledger.readers) as db:
         db.connection().deadline = math.inf  # it takes as long as the record is large
@@ -78,6 +79,7 @@ def export(ledger: Ledger, wanted: Selection, step: Step) -> Iterator[bytes]:
 
 def _lines(db: Any, wanted: Selection, step: Step) -> Iterator[Line]:
     kept = None if any(wanted) else Kept()
+    end = End(_position.run(db)[0][0])  # the first read: it fixes the moment
     yield Header("amelia-flask", VERSION)
     passed = 0
     for *row, is_first in stream(db, _events(wanted)):
@@ -91,7 +93,7 @@ def _lines(db: Any, wanted: Selection, step: Step) -> Iterator[Line]:
         yield from _workflow_lines(db, workflow_id, None, kept)
     if kept is not None:
         yield from pruned_lines(db, kept)
-    yield End(_position.run(db)[0][0])
+    yield end
 
 
 def _workflow_lines(db: Any, workflow_id: str, first: int | None, kept: "Kept | None") -> Iterator[Line]:
