@@ -63,12 +63,13 @@ def refuse_earlier(path: Path) -> None:
         raise SchemaError(f"The database {path} was made by an earlier version: `amelia-flask init-db` brings it on.")
 
 
-def names_of_tables_and_indexes() -> set[str]:
+@cache
+def names_of_tables_and_indexes() -> frozenset[str]:
     """What a database of this version has."""
     db = peewee.SqliteDatabase(":memory:")
     with db.connection_context(), db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
         db.create_tables(TABLES)
-        return {name for (name,) in db.execute_sql("SELECT name FROM sqlite_master")}
+        return frozenset(name for (name,) in db.execute_sql("SELECT name FROM sqlite_master"))
 
 
 def _cause(error: BaseException) -> BaseException:

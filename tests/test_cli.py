@@ -25,7 +25,13 @@ def run(*arguments: str, stdin: str = "", **settings: str) -> subprocess.Complet
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["serve", "--help"], ["init-db", "--help"], ["import"], ["import", "claude-code", "--help"]],
+    [
+        [],
+        ["--help"],
+        ["import"],
+        ["import", "claude-code", "--help"],
+        *([name, "--help"] for name in ("serve", "init-db", "prune", "backup", "restore", "check")),
+    ],
 )
 def test_every_command_explains_itself(arguments: list[str]) -> None:
     done = run(*arguments)

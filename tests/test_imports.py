@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "amelia_flask"
 ROOMS = [
     "errors",
     "clock",
+    "files",
     "counters",
     "logs",
     "progress",

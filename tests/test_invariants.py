@@ -17,10 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from amelia_flask import clock, events, moves, report, usage, workflows
+from amelia_flask import audit, clock, events, moves, report, retention, usage, workflows
 from amelia_flask.errors import AmeliaError, IdReused, InvalidState, NotFound, ValidationError, WorkflowConflict
 from amelia_flask.ledger import Ledger
-from amelia_flask.models import Workflow
 from tests import ledgers
 from tests.ledgers import decode, dump, new_event, new_usage, new_workflow, rows
 
@@ -214,7 +213,7 @@ class Histories(RuleBasedStateMachine):
     def prune(self, workflow: str) -> None:
         """What retention does to a finished workflow: it goes, its usage stays in the sums by day."""
         if self.status.get(workflow, "pending") not in ACTIVE:
-            self.ledger.write(lambda tx: Workflow.delete().where(Workflow.id == workflow).execute(tx))
+            self.ledger.write(lambda tx: list(retention._take_workflow(tx, workflow)))
             self.pruned += self.used[workflow]
             self.forget(workflow)
 
@@ -300,6 +299,10 @@ class Histories(RuleBasedStateMachine):
             sums = self.used[workflow]
             assert tokens == sum(value for key, value in sums.items() if key[-1] in NAMES[:4])
             assert nano == sum(value for key, value in sums.items() if key[-1] == "cost_nano")
+
+    @invariant()
+    def the_check_finds_nothing(self) -> None:
+        assert list(audit.check(self.path)) == []
 
     @invariant()
     def the_report_says_the_same(self) -> None:
