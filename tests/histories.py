@@ -2,23 +2,20 @@
 
 import contextlib
 import random
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
 
-from amelia_flask import clock, events, moves, retention, usage, workflows
+from amelia_flask import audit, clock, events, moves, retention, usage, workflows
 from amelia_flask.errors import AmeliaError
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import Event, PrunedWorkflow, TokenUsage
 from tests import ledgers
-from tests.ledgers import new_event, rows
+from tests.ledgers import new_event
 
 START = datetime(2026, 1, 1, 23, 59, tzinfo=UTC)
-REPLAYED = {"workflow_created": "pending"} | {move.event_type: str(move.target) for move in moves.MOVES.values()}
-ACTIVE = ("pending", "in_progress", "blocked")
 DATA: tuple[dict[str, Any] | None, ...] = (None, {"stage": "plan"}, {"stage": "é\n\"'\\"}, {"deep": [[{"a": 1.50}]]})
 SAID: dict[str, dict[str, Any]] = {"reject": {"feedback": "No"}, "fail": {"reason": "Ω broke\n"}}
 COUNTS = (0, 7, 10**12)
@@ -89,50 +86,5 @@ def _usage(dice: random.Random, moment: datetime) -> usage.NewUsage:
 
 
 def check(path: Path) -> None:
-    """What holds of a record at every moment, as another program finds it."""
-    last = dict(rows(path, "SELECT id, last_sequence FROM workflows"))
-    statuses = dict(rows(path, "SELECT id, status FROM workflows"))
-    being_pruned = {workflow for (workflow,) in rows(path, "SELECT id FROM pruned_workflows")}
-    for workflow, timeline in _timelines(path):
-        if workflow in being_pruned:
-            continue
-        first = timeline[0][0]
-        assert [sequence for sequence, *_ in timeline] == list(range(first, last[workflow] + 1))
-        positions = [position for _, position, _ in timeline]
-        assert positions == sorted(set(positions))
-        told = [REPLAYED[kind] for _, _, kind in timeline if kind in REPLAYED]
-        assert first > 1 or told[-1] == statuses[workflow]
-    assert rows(path, "SELECT COUNT(*) FROM event_position WHERE value < (SELECT MAX(position) FROM events)") == [
-        (0,)
-    ]
-    ended = f"SELECT status, COUNT(*) FROM workflows WHERE status NOT IN {ACTIVE} GROUP BY 1 ORDER BY 1"
-    counted = "SELECT status, workflows FROM finished_workflows WHERE workflows > 0 ORDER BY 1"
-    assert rows(path, counted) == rows(path, ended)
-    _check_sums(path)
-
-
-def _timelines(path: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
-    for (workflow,) in rows(path, "SELECT DISTINCT workflow_id FROM events"):
-        found = "SELECT sequence, position, event_type FROM events WHERE workflow_id = ? ORDER BY sequence"
-        yield workflow, rows(path, found, workflow)
-
-
-COLUMNS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_creation_tokens", "cost_nano")
-
-
-def _check_sums(path: Path) -> None:
-    sums = ", ".join(f"SUM(COALESCE({name}, 0))" for name in COLUMNS)
-    kept = "WHERE workflow_id NOT IN (SELECT id FROM pruned_workflows)"
-    grouped = f"SELECT workflow_id, agent, model, {sums} FROM {{}} {kept} GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
-    assert rows(path, grouped.format("usage_by_workflow")) == rows(path, grouped.format("token_usage"))
-    totals = f"SELECT id, cost_nano, total_tokens FROM workflows {kept.replace('workflow_id', 'id')}"
-    parts = f"SUM(cost_nano), SUM({' + '.join(COLUMNS[:4])}) FROM usage_by_workflow {kept} GROUP BY 1"
-    assert rows(path, f"{totals} AND usage_count > 0 ORDER BY 1") == rows(
-        path, f"SELECT workflow_id, {parts} ORDER BY 1"
-    )
-    if rows(path, "SELECT COUNT(*) FROM pruned_workflows") == [(0,)]:
-        assert rows(path, f"SELECT {sums} FROM usage_by_day") == rows(path, f"SELECT {sums} FROM token_usage")
-        created = "SELECT COUNT(*) FROM workflows HAVING COUNT(*) > 0"
-        assert rows(path, "SELECT SUM(workflows) FROM workflows_by_day HAVING SUM(workflows) > 0") == rows(
-            path, created
-        )
+    """What holds of a record at every moment."""
+    assert list(audit.check(path)) == []

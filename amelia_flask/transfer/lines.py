@@ -2,7 +2,8 @@
 
 Each line has a `kind`. The first is the header with the version of the format, the last is `end`, so that a file that
 was cut off is known as such. Between them stand the events of all workflows by position; before the first event of a
-workflow the workflow itself and its usage records. What follows from these lines is left out: sums, days, dollars.
+workflow the workflow itself, and after it its usage records. What follows from these lines is left out: sums, days,
+dollars.
 """
 
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ def _check_workflow(line: WorkflowLine) -> None:
         check_text(name, getattr(line, name) or "")
     if (line.status in ACTIVE) != (line.completed_at is None):
         raise ValueError("A workflow has a time of completion exactly when it has ended.")
-    if line.first_sequence > line.last_sequence + 1:
+    if line.first_sequence > line.last_sequence:
         raise ValueError("The first event of a workflow is none of its events.")
 
 

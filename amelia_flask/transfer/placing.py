@@ -245,35 +245,30 @@ class _Part:
         }
         begun |= {"worktree_path": path, "last_sequence": line.first_sequence - 1}
         _insert.run(self._tx, **dict(zip(WORKFLOW_NAMES, _of_workflow(line), strict=True)) | begun)
-        for stage, sequence in line.open_stages:
-            _stage.run(self._tx, workflow=line.id, stage=stage, sequence=sequence)
         rollups.count_workflow(self._tx, line.created_at)
 
     def _take_record(self, number: int, line: UsageLine) -> None:
         standing = self._standing_of(number, line.workflow_id)
-        if standing == "gone":
-            return
-        found = _record.run(self._tx, id=line.id)
-        if found and found[0] != _of_record(line):
-            raise _Refused(f"its usage record {line.id} exists with other content")
-        if not found and standing == "known":
-            raise _Refused("it exists with other usage records")
-        if not found and standing == "new":
-            self._records.setdefault(line.workflow_id, []).append(line)
-            self._rows[line.workflow_id].usage_count += 1
+        if standing != "gone":
+            found = _record.run(self._tx, id=line.id)
+            if found and found[0] != _of_record(line):
+                raise _Refused(f"its usage record {line.id} exists with other content")
+            if not found and standing == "known":
+                raise _Refused("it exists with other usage records")
+            if not found:
+                self._records.setdefault(line.workflow_id, []).append(line)
+                self._rows[line.workflow_id].usage_count += 1
+        self._pass(line)
 
     def _take_event(self, number: int, line: EventLine) -> None:
         standing = self._standing_of(number, line.workflow_id)
-        if standing == "gone":
-            return self._pass(line)
-        found = _event.run(self._tx, id=line.id)
-        if found and _without_position(found[0]) != _without_position(_of_event(line)):
-            raise _Refused(f"its event {line.id} exists with other content")
-        if not found and standing == "new":
-            self._gather(number, line)
-        if standing == "known":
-            self._pass(line)  # where it is not there, retention has taken it
-        return None
+        if standing != "gone":
+            found = _event.run(self._tx, id=line.id)
+            if found and _without_position(found[0]) != _without_position(_of_event(line)):
+                raise _Refused(f"its event {line.id} exists with other content")
+            if not found and standing == "new":
+                self._gather(number, line)  # of one that is known, retention has taken it
+        self._pass(line)
 
     def _gather(self, number: int, line: EventLine) -> None:
         row = self._rows[line.workflow_id]
@@ -304,8 +299,10 @@ class _Part:
     def _set_gone(self, workflow_id: str) -> None:
         self.standing[workflow_id] = self.standing[workflow_id]._replace(standing="gone")
 
-    def _pass(self, line: EventLine) -> None:
-        if line.sequence == self.standing[line.workflow_id].line.last_sequence:
+    def _pass(self, line: EventLine | UsageLine) -> None:
+        """Let go of a workflow with its last line, where nothing is left to be done about it."""
+        workflow, standing = self.standing[line.workflow_id]
+        if standing != "new" and _is_last(line, workflow):
             del self.standing[line.workflow_id]
 
     def _leave_out(self, workflow_id: str) -> None:
@@ -354,6 +351,8 @@ class _Part:
                 version=line.version,
                 updated_at=line.updated_at,
             )
+            for stage, sequence in line.open_stages:
+                _stage.run(self._tx, workflow=line.id, stage=stage, sequence=sequence)
             self.taken.workflows += 1
 
     def _move(self, line: WorkflowLine, row: _Row, status: str) -> None:
@@ -368,6 +367,14 @@ class _Part:
         )
         if has_ended and row.stored_status in ACTIVE:
             rollups.count_ending(self._tx, line.id)
+
+
+def _is_last(line: EventLine | UsageLine, workflow: WorkflowLine) -> bool:
+    """Whether no line of the workflow follows: its first event comes before its records, the others after them."""
+    has_records_last = workflow.first_sequence == workflow.last_sequence and workflow.usage_count > 0
+    if isinstance(line, UsageLine):
+        return has_records_last and line.number == workflow.usage_count
+    return line.sequence == workflow.last_sequence and not has_records_last
 
 
 def _without_position(row: Row) -> Row:

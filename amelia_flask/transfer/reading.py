@@ -9,7 +9,7 @@ from typing import IO
 
 from amelia_flask.ledger import Ledger
 from amelia_flask.progress import Step
-from amelia_flask.transfer.lines import Malformed, read
+from amelia_flask.transfer.lines import Malformed, WorkflowLine, read
 from amelia_flask.transfer.placing import Batch, Open, Taken, place
 
 # What one transaction takes in at most: others who write wait for a few hundredths of a second.
@@ -45,13 +45,18 @@ def _batches(file: IO[bytes], step: Step) -> Iterator[Batch]:
         for number, length, line in read(file):
             batch.append((number, line))
             size += length
-            if len(batch) >= MOST_LINES or size >= MOST_BYTES:
+            step(length)
+            if (len(batch) >= MOST_LINES or size >= MOST_BYTES) and not _is_bare(batch):
                 yield batch
                 batch, size = [], 0
-            step(length)
     except Malformed:
-        if batch:
+        if batch := batch[:-1] if _is_bare(batch) else batch:
             yield batch
         raise
     if batch:
         yield batch
+
+
+def _is_bare(batch: Batch) -> bool:
+    """Whether the first event of the last workflow is not among the lines: without one there is no workflow."""
+    return bool(batch) and isinstance(batch[-1][1], WorkflowLine)

@@ -52,7 +52,6 @@ _stages = Prepared(
 )
 _position = Prepared(lambda: EventPosition.select(EventPosition.value))
 _is_pruned = peewee.fn.EXISTS(PrunedWorkflow.select(PrunedWorkflow.id).where(PrunedWorkflow.id == Workflow.id))
-_LAST = WorkflowLine.__struct_fields__.index("last_sequence")
 _encoder = msgspec.json.Encoder()
 
 
@@ -84,25 +83,21 @@ def _lines(db: Any, wanted: Selection, step: Step) -> Iterator[Line]:
     passed = 0
     for *row, is_first in stream(db, _events(wanted)):
         event = EventLine(*row)
-        if is_first:
-            yield from _workflow_lines(db, event.workflow_id, event.sequence, kept)
-        yield event
+        yield from _workflow_lines(db, event, kept) if is_first else [event]
         step(event.position - passed)
         passed = event.position
-    for (workflow_id,) in stream(db, _without_events(wanted)):
-        yield from _workflow_lines(db, workflow_id, None, kept)
     if kept is not None:
         yield from pruned_lines(db, kept)
     yield end
 
 
-def _workflow_lines(db: Any, workflow_id: str, first: int | None, kept: "Kept | None") -> Iterator[Line]:
-    row = _workflow.run(db, id=workflow_id)[0]
-    added = (first or row[_LAST] + 1, _stages.run(db, workflow=workflow_id))
-    line = WorkflowLine(*(*row, *added))
+def _workflow_lines(db: Any, first: EventLine, kept: Kept | None) -> Iterator[Line]:
+    row = _workflow.run(db, id=first.workflow_id)[0]
+    line = WorkflowLine(*(*row, first.sequence, _stages.run(db, workflow=first.workflow_id)))
     yield line
+    yield first
     first_days: dict[str, str] = {}
-    records = TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.workflow == workflow_id).order_by(TokenUsage.number)
+    records = TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.workflow == line.id).order_by(TokenUsage.number)
     for values in stream(db, records):
         record = UsageLine(*values)
         if kept is not None:
@@ -141,9 +136,3 @@ def _events(wanted: Selection) -> Any:
     taken = PrunedWorkflow.select(PrunedWorkflow.id)
     clause = workflow.in_(chosen) if any(wanted) else workflow.not_in(taken)
     return Event.select(*EVENT_COLUMNS, ~follows).where(clause).order_by(Event.position)
-
-
-def _without_events(wanted: Selection) -> Any:
-    """Workflows all of whose events are gone; of one whose import was cut off, none may have come yet."""
-    has_events = peewee.fn.EXISTS(Event.select(Event.sequence).where(Event.workflow == Workflow.id))
-    return Workflow.select(Workflow.id).where(*_selected(wanted), ~has_events).order_by(Workflow.id)
