@@ -30,7 +30,7 @@ ROWS = Unit("rows", 1)
 
 # A transaction takes pieces of so many rows until its time is up; what it holds up is that, the last piece and the
 # sync to disk.
-PIECE = 64
+PIECE = 16
 STEP_SECONDS = 0.01
 PAGE = 500
 

@@ -282,6 +282,8 @@ def test_a_database_is_not_replaced_under_a_server(database: Path, saved: Path) 
         assert done.returncode == 1
         assert done.stderr == f"Error: A server or another program is using {database}: stop it first.\n"
         assert server.request("GET", "/api/workflows").json["total"] == 2
+        with closing(FileLock(database, SERVING)) as held, pytest.raises(DatabaseUnavailable):
+            held.keep()
         server.kill()
     done = run("restore", str(saved), "--yes", AMELIA_DATABASE_PATH=str(database))
     assert done.returncode == 0, done.stderr
