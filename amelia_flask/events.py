@@ -148,6 +148,19 @@ _take_positions = Prepared(
     )
 )
 _insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
+_oldest = (
+    Event.select(Event.sequence)
+    .where(Event.workflow == param("workflow"))
+    .order_by(Event.sequence)
+    .limit(param("count"))
+)
+_remove = Prepared(
+    lambda: (
+        Event.delete()
+        .where((Event.workflow == param("workflow")) & Event.sequence.in_(_oldest))
+        .returning(Event.workflow)
+    )
+)
 _workflow_exists = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("workflow")))
 _open_stage = Prepared(
     lambda: OpenStage.replace(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
@@ -196,6 +209,11 @@ def append_own(
     row = NewRow(event_id or clock.new_id(), now, SERVICE, event_type, "info", message, text, None)
     _store(tx, workflow_id, [row])
     return get(tx, row.id)
+
+
+def remove_oldest(tx: Any, workflow_id: str, count: int) -> bool:
+    """Remove so many events of a workflow, the oldest first; whether there were any."""
+    return bool(_remove.run(tx, workflow=workflow_id, count=count))
 
 
 def find(db: Any, event_id: str) -> StoredEvent | None:

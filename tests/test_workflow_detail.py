@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
+from amelia_flask import workflows
 from tests import ledgers
 from tests.calls import append, create, database_of, invalid, ledger_of, read, refused, url
 from tests.ledgers import dump, rows
@@ -299,6 +300,19 @@ def test_deleting_a_finished_workflow_takes_everything_of_it_out_of_the_record(
         assert after[table] == before[table]
     assert client.get("/api/usage").get_json() == report
     assert client.get("/api/usage?preset=all").get_json()["summary"]["total_tokens"] == 11
+
+
+def test_a_long_workflow_is_deleted_in_pieces_between_which_others_write(
+    client: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workflows, "PIECE", 3)
+    workflow, other = create(client, "completed"), create(client)
+    for _ in range(10):
+        append(client, workflow)
+    before = ledger_of(client).writer.commits
+    assert client.delete(url(workflow)).status_code == 204
+    assert ledger_of(client).writer.commits >= before + 5
+    assert rows(database_of(client), "SELECT DISTINCT workflow_id FROM events") == [(other,)]
 
 
 @pytest.mark.parametrize("status", ["pending", "in_progress", "blocked"])
