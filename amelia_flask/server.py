@@ -9,10 +9,8 @@ import logging.config
 import os
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
 from pathlib import Path
@@ -23,10 +21,11 @@ from gunicorn import systemd
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import TConn
 
 from amelia_flask import counters, logs, schema, tokens
 from amelia_flask.app import create_app
+from amelia_flask.connections import ConnectionWorker, most_connections
 from amelia_flask.database import check_place, engine_is_mended, engine_version
 from amelia_flask.errors import (
     AmeliaError,
@@ -50,11 +49,8 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
-# A client that stops in the middle of a request holds a thread no longer than this.
-RECEIVE_SECONDS = 5
 # A process leaves within ten seconds of SIGTERM: its requests have this long, the writer the rest.
 GRACEFUL_SECONDS = 8
-CLOSERS = 4
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -66,6 +62,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "bind": bind_address(settings),
         "workers": workers(settings),
         "threads": settings.threads,
+        "worker_connections": most_connections(settings.threads),
         "worker_class": "amelia_flask.server.Worker",
         "graceful_timeout": GRACEFUL_SECONDS,
         "timeout": 30,
@@ -235,16 +232,11 @@ class Logger(GunicornLogger):
     access_log_enabled = False
 
 
-class Worker(ThreadWorker):
-    """gunicorn's threaded worker, which answers its own refusals in our shape and never closes on its main loop."""
+class Worker(ConnectionWorker):
+    """A process of the service, which answers gunicorn's own refusals in our shape."""
 
     slot = 0
     retention: Retention | None = None
-
-    def init_process(self) -> None:
-        """Called by gunicorn in the new process."""
-        self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
-        super().init_process()
 
     def init_signals(self) -> None:
         """Called by gunicorn when everything is there that handlers of signals need."""
@@ -252,13 +244,8 @@ class Worker(ThreadWorker):
         _hear_of_stops()
 
     def handle(self, conn: TConn) -> Any:
-        """Handle a request, on a thread.
-
-        A graceful close waits up to two seconds for each client that lingers; on the main loop, where gunicorn
-        does it, nobody else would be served meanwhile.
-        """
+        """Handle a request, on a thread."""
         logs.request_id.set(None)  # that of the request before on this thread
-        conn.close = lambda graceful=False: self._close(conn, graceful)
         return super().handle(conn)
 
     def handle_error(self, _req: Any, client: socket.socket, _addr: Any, exc: BaseException) -> None:
@@ -279,18 +266,6 @@ class Worker(ThreadWorker):
         if self.retention is not None:
             self.retention.stop()
         super().handle_exit(sig, frame)
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """gunicorn's bound for idle connections at the end, for those too on which nothing was ever sent."""
-        super()._cap_keepalive(deadline)
-        for conn in self.pending_conns:
-            conn.timeout = min(conn.timeout, deadline)
-
-    def _close(self, conn: TConn, graceful: bool) -> None:
-        if graceful and self.alive:
-            self._closers.submit(TConn.close, conn, True)
-        else:
-            TConn.close(conn)
 
 
 def _refusal(exc: BaseException) -> AmeliaError:
@@ -340,16 +315,9 @@ def _begin_process(settings: Settings, worker: Worker) -> None:
 
 
 def _begin_serving(worker: Worker) -> None:
-    _bound_receiving(worker)
+    worker.bound_waiting()
     worker.retention = Retention(worker.wsgi.extensions["ledger"])
     worker.retention.start()
-
-
-def _bound_receiving(worker: Worker) -> None:
-    """Bound the wait for bytes on every connection: sockets inherit it from the one that accepts them."""
-    limit = struct.pack("ll", RECEIVE_SECONDS, 0)
-    for listener in worker.sockets:
-        listener.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def _end_process(_arbiter: Any, worker: Worker) -> None:

@@ -45,6 +45,7 @@ ROOMS = [
     "intake",
     "web",
     "app",
+    "connections",
     "server",
     "client",
     "cli",

@@ -1,0 +1,190 @@
+"""Connections of slow clients: how long, and how many, may keep a thread or a file descriptor from others.
+
+A connection waits on the worker's main loop, where it costs no thread, until the head of a request is there. From
+then on it has a thread, which waits for the client's bytes, or until the client takes its own, for as long as is
+bearable: less where other requests wait for a thread.
+"""
+
+import errno
+import resource
+import selectors
+import socket
+import struct
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+# Every wait of a thread for a client is looked at again after a step.
+STEP_SECONDS = 1
+# How long a connection may be open before the head of its first request is there, and how long a later one may take.
+HEAD_SECONDS = 10
+# A head that is larger is read by a thread, which refuses it.
+HEAD_BYTES = 32_768
+CLOSERS = 4
+MOST_CONNECTIONS = 10_000
+# What a process needs beside its connections: the database, its log, the modules that are still to be imported.
+SPARE_FILES = 100
+
+
+class Patience(NamedTuple):
+    """Seconds without a byte, and seconds for all of a request's body or of an answer."""
+
+    idle: float
+    whole: float
+
+
+PATIENT = Patience(5, 30)
+CROWDED = Patience(1, 5)
+
+
+class ClientSocket(socket.socket):
+    """Raises ConnectionResetError where the client is too slow, as if it had gone."""
+
+    is_crowded: Callable[[], bool]
+    began = 0.0
+    seen = 0  # bytes of a head that was not whole yet
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """The next bytes of the request that began last."""
+        idle = 0
+        while True:
+            self._check(idle, self.began)
+            try:
+                return super().recv(size, flags)
+            except BlockingIOError:
+                idle += STEP_SECONDS
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """All of `data`."""
+        rest, began, idle = memoryview(data), time.monotonic(), 0
+        while rest:
+            self._check(idle, began)
+            try:
+                rest, idle = rest[self.send(rest, flags) :], 0
+            except BlockingIOError:
+                idle += STEP_SECONDS
+
+    def _check(self, idle: int, began: float) -> None:
+        whole = time.monotonic() - began
+        if idle < CROWDED.idle and whole < CROWDED.whole:
+            return
+        patience = CROWDED if self.is_crowded() else PATIENT
+        if idle >= patience.idle or whole >= patience.whole:
+            raise ConnectionResetError(errno.ECONNRESET, "the client is too slow")
+
+
+class ConnectionWorker(ThreadWorker):
+    """gunicorn's threaded worker, in which only a request that has begun well takes a thread."""
+
+    def init_process(self) -> None:
+        """Called by gunicorn in the new process."""
+        self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
+        super().init_process()
+
+    def bound_waiting(self) -> None:
+        """Bound every wait for a client: sockets inherit it from the one that accepts them."""
+        limit = struct.pack("ll", STEP_SECONDS, 0)
+        for listener in self.sockets:
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
+
+    def accept(self, listener: Any) -> None:
+        """Called by gunicorn when somebody connects. Where there are too many, the one idle for longest has to go."""
+        try:
+            client, address = listener.accept()
+        except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self._close_idlest()
+            elif error.errno not in {errno.EAGAIN, errno.ECONNABORTED}:
+                raise
+            return
+        sock = ClientSocket(fileno=client.detach())
+        sock.is_crowded = self._is_crowded
+        self.nr_conns += 1
+        self._await_head(TConn(self.cfg, sock, address, listener.getsockname()))
+        if self.nr_conns >= self.worker_connections:
+            self._close_idlest()
+
+    def on_pending_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
+        """Called by gunicorn when there is more of a head."""
+        if _has_head(client):
+            super().on_pending_socket_readable(conn, client)
+
+    def on_client_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
+        """Called by gunicorn when a connection that was kept open is used again."""
+        if _has_head(client):
+            super().on_client_socket_readable(conn, client)
+        else:
+            self.poller.unregister(client)
+            self.keepalived_conns.remove(conn)
+            self._await_head(conn)
+
+    def handle(self, conn: TConn) -> Any:
+        """Handle a request, on a thread.
+
+        A graceful close waits up to two seconds for each client that lingers; on the main loop, where gunicorn
+        does it, nobody else would be served meanwhile.
+        """
+        conn.sock.began = time.monotonic()
+        conn.close = lambda graceful=False: self._close(conn, graceful)
+        return super().handle(conn)
+
+    def _await_head(self, conn: TConn) -> None:
+        conn.timeout = time.monotonic() + HEAD_SECONDS
+        self.pending_conns.append(conn)
+        ready = partial(self.on_pending_socket_readable, conn)
+        self.poller.register(conn.sock, selectors.EVENT_READ, ready)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """gunicorn's bound for idle connections at the end, for those too on which no request has begun."""
+        super()._cap_keepalive(deadline)
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+
+    def _is_crowded(self) -> bool:
+        """Whether requests wait for a thread."""
+        idle = len(self.pending_conns) + len(self.keepalived_conns)
+        return bool(self.nr_conns - idle > self.cfg.threads)
+
+    def _close_idlest(self) -> None:
+        idle = self.pending_conns or self.keepalived_conns
+        if idle:
+            conn = idle.popleft()
+            self.poller.unregister(conn.sock)
+            self.nr_conns -= 1
+            conn.close()
+
+    def _close(self, conn: TConn, graceful: bool) -> None:
+        if graceful and self.alive:
+            self._closers.submit(TConn.close, conn, True)
+        else:
+            TConn.close(conn)
+
+
+def _has_head(client: ClientSocket) -> bool:
+    """Whether a thread can go on with the request: its head is there, or no more of it will come.
+
+    What is there is left in the socket, which is not called readable again before there is more than that.
+    """
+    try:
+        head = socket.socket.recv(client, HEAD_BYTES, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    is_over = b"\r\n\r\n" in head or len(head) == HEAD_BYTES or len(head) <= client.seen
+    if not is_over or client.seen:
+        client.seen = 0 if is_over else len(head)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, client.seen + 1)
+    return is_over
+
+
+def most_connections(threads: int) -> int:
+    """How many a process can hold open with the files that it may open."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    bearable = MOST_CONNECTIONS if files == resource.RLIM_INFINITY else files - SPARE_FILES
+    return max(threads + 1, min(MOST_CONNECTIONS, bearable))
