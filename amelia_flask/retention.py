@@ -131,6 +131,14 @@ _some_checks = Prepared(
         .returning(HealthCheck.id)
     )
 )
+_oldest = Prepared(
+    lambda: (
+        Event.select(Event.sequence, Event.timestamp)
+        .where(Event.workflow == param("workflow"))
+        .order_by(Event.sequence)
+        .limit(1)
+    )
+)
 _is_there = Prepared(lambda: Workflow.select(Workflow.id).where(_workflow))
 _note = Prepared(lambda: PrunedWorkflow.insert(id=param("workflow")).on_conflict_ignore())
 _remove = Prepared(lambda: Workflow.delete().where(_workflow))
@@ -199,6 +207,12 @@ def survey(ledger: Ledger, now: datetime) -> Pruned:
         surplus = (ledger.read(_counted, _count_events, workflow) for workflow in page if workflow not in ended)
         total = total.plus(Pruned(events=sum(count - kept.max_events for count in surplus)))
     return total
+
+
+def oldest_kept(db: Any, workflow: str) -> str | None:
+    """The time of the first event that a workflow still has; None where none before it was taken."""
+    rows = _oldest.run(db, workflow=workflow)
+    return rows[0][1] if rows and rows[0][0] > 1 else None
 
 
 class Retention:

@@ -206,6 +206,21 @@ def test_transcripts_of_pruned_sessions_are_not_counted_again(tmp_path: Path) ->
     assert (rows(path, "SELECT * FROM usage_by_day"), rows(path, "SELECT * FROM workflows_by_day")) == sums
 
 
+def test_events_that_went_from_a_session_are_not_taken_in_again(tmp_path: Path) -> None:
+    path = tmp_path / "amelia.db"
+    settings = {
+        "AMELIA_DATABASE_PATH": str(path),
+        "AMELIA_LOG_RETENTION_DAYS": "100000",
+        "AMELIA_LOG_RETENTION_MAX_EVENTS": "3",
+    }
+    run("import", "claude-code", str(TRANSCRIPTS), **settings)
+    assert run("prune", **settings).returncode == 0
+    before = dump(path)
+    again = run("import", "claude-code", str(TRANSCRIPTS), **settings)
+    assert "0 events new" in again.stdout
+    assert dump(path) == before
+
+
 def test_a_run_that_is_told_to_stop_ends_after_its_step(ledger: Ledger) -> None:
     for _ in range(3):
         finished(ledger, 40 * DAY, notes=3000)

@@ -17,7 +17,7 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from amelia_flask import clock, events, moves, summaries, usage, workflows
+from amelia_flask import clock, events, moves, retention, summaries, usage, workflows
 from amelia_flask.errors import NotFound, WorkflowConflict
 from amelia_flask.fields import MAX_OBJECT_BYTES
 from amelia_flask.ledger import Ledger
@@ -308,7 +308,8 @@ def _store_part(tx: Any, part: _Part) -> _Outcome:
     counts: list[int] = []
 
     def fill(workflow_id: str) -> None:
-        known = events.append(tx, workflow_id, part.events).duplicates
+        new = _without_pruned(tx, workflow_id, part.events)
+        known = events.append(tx, workflow_id, new).duplicates + len(part.events) - len(new)
         grown = usage.record_or_grow(tx, workflow_id, part.records)
         counts.extend((len(part.events) - known, known, *grown))
 
@@ -325,6 +326,20 @@ def _store_part(tx: Any, part: _Part) -> _Outcome:
         workflow_id = _start(tx, session)
         fill(workflow_id)
     return _Outcome(workflow_id, *counts)
+
+
+def _without_pruned(tx: Any, workflow_id: str, told: list[events.Arrived]) -> list[events.Arrived]:
+    """Without the events that retention took since they were told before: those before the first that is known.
+
+    Where none is known, those that are no later than the oldest that is kept.
+    """
+    oldest = retention.oldest_kept(tx, workflow_id)
+    if oldest is None:
+        return told
+    for number, (_, row) in enumerate(told):
+        if events.find(tx, row.id) is not None:
+            return told[number:]
+    return [one for one in told if one.row.timestamp > oldest]
 
 
 def _known(tx: Any, session: Session) -> str | None:
