@@ -40,7 +40,7 @@ def database_of(client: FlaskClient) -> Path:
 
 def new(**members: Any) -> dict[str, Any]:
     """The body that creates a workflow, in a worktree of its own unless `members` name one."""
-    return {"issue_id": "ISSUE-1", "worktree_path": f"/work/{uuid4()}"} | members
+    return {"issue_id": "ISSUE-1", "worktree_path": f"/worktrees/{uuid4()}"} | members
 
 
 def create(client: FlaskClient, status: str = "pending", **members: Any) -> str:

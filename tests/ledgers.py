@@ -44,7 +44,7 @@ def decode(kind: type[T], **members: Any) -> T:
 def new_workflow(**members: Any) -> workflows.NewWorkflow:
     """A workflow to be registered, in a worktree of its own unless `members` name one."""
     return decode(
-        workflows.NewWorkflow, **{"issue_id": "ISSUE-1", "worktree_path": f"/work/{next(_numbers)}"} | members
+        workflows.NewWorkflow, **{"issue_id": "ISSUE-1", "worktree_path": f"/worktrees/{next(_numbers)}"} | members
     )
 
 

@@ -21,7 +21,7 @@ FINAL = tuple(status for status in Status if status not in ACTIVE)
 NOW = datetime.now(UTC)
 LEVELS = ("info", "error")
 HOLDER = "00000000-0000-7000-8000-000000000000"  # the newest of those that are filled in
-FILTERS = {"status": "completed", "worktree": "/work/3", "issue_id": "ISSUE-3", "host": "host-3"}
+FILTERS = {"status": "completed", "worktree": "/worktrees/3", "issue_id": "ISSUE-3", "host": "host-3"}
 EVENT_FILTERS = {"event_type": "type_3", "agent": "agent-3", "level": "error"}
 
 # Part of a statement, what its plan says, and why it may. Anything else that scans or sorts is refused.
@@ -75,7 +75,7 @@ def fill(path: Path, count: int) -> None:
     numbered = [(n, names[n % 20], n // 20 + 1, moment) for n, moment in enumerate(moments)]
     filled = (
         [
-            (names[n], f"ISSUE-{n % 40}", f"/work/{n % 20}", FINAL[n % 4 and n % 3], f"host-{n % 4}", moment)
+            (names[n], f"ISSUE-{n % 40}", f"/worktrees/{n % 20}", FINAL[n % 4 and n % 3], f"host-{n % 4}", moment)
             for n, moment in enumerate(moments)
         ],
         [
@@ -103,7 +103,7 @@ def reads(workflow: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for chosen in some(FILTERS):
         yield "/api/workflows", {"limit": 5} | chosen
     yield "/api/workflows", {"status": "blocked"}
-    for worktree in ({}, {"worktree": "/work/3"}):
+    for worktree in ({}, {"worktree": "/worktrees/3"}):
         yield "/api/workflows/active", worktree
     for chosen, before, order in product(some(EVENT_FILTERS), ({}, {"before": 900}), ("asc", "desc")):
         for address in (f"{one}/events", "/api/events"):
@@ -166,7 +166,7 @@ def call_everything(api: Api) -> set[tuple[str, str]]:
         page = call("GET", address, query_string=query)
         if page and page.get("cursor"):
             call("GET", address, query_string=query | {"cursor": page["cursor"]})
-    body = {"issue_id": "ISSUE-1", "worktree_path": "/work/active", "id": "00000000-0000-7000-8000-00000000000a"}
+    body = {"issue_id": "ISSUE-1", "worktree_path": "/worktrees/active", "id": "00000000-0000-7000-8000-00000000000a"}
     for _ in range(2):  # the second one is told that it exists
         active = call("POST", "/api/workflows", **sent(body))["id"]
     for method, address, said in writes(active):
