@@ -42,7 +42,7 @@ def post(client: FlaskClient, **members: Any) -> Any:
 
 
 def test_a_new_workflow_is_pending_and_answers_with_its_summary_and_where_it_is(client: FlaskClient) -> None:
-    response = post(client, issue_id="ISSUE-1", worktree_path="/work/tree", profile="fast", host="h", state={"a": 1})
+    response = post(client, issue_id="ISSUE-1", worktree_path="/trees/tree", profile="fast", host="h", state={"a": 1})
     created = response.get_json()
     assert response.status_code == 201
     assert response.headers["Location"] == f"/api/workflows/{created['id']}"
@@ -53,7 +53,7 @@ def test_a_new_workflow_is_pending_and_answers_with_its_summary_and_where_it_is(
         "id": created["id"],
         "message": created["message"],
         "issue_id": "ISSUE-1",
-        "worktree_path": "/work/tree",
+        "worktree_path": "/trees/tree",
         "worktree_name": "tree",
         "host": "h",
         "profile": "fast",
