@@ -70,6 +70,7 @@ _NUMBERED = (
     "INSERT INTO workflows_by_day (day, workflows, finished, successful, duration_ms) "
     "SELECT substr(created_at, 1, 10), COUNT(*), SUM(status = 'completed'), SUM(status = 'completed'), "
     "SUM((status = 'completed') * :duration_ms) FROM workflows GROUP BY 1",
+    "INSERT INTO finished_workflows SELECT status, COUNT(*) FROM workflows WHERE status = 'completed' GROUP BY 1",
     "UPDATE event_position SET value = (SELECT MAX(position) FROM events)",
 )
 _ROLLED_UP = (
