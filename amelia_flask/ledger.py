@@ -24,7 +24,7 @@ class Ledger:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.readers: SqliteExtDatabase = open_readers(settings.database_path, settings.threads + SPARE_READERS)
-        self.writer = Writer(settings.database_path)
+        self.writer = Writer(settings.database_path, settings.waiting_writes)
         self.stopping = False
 
     def read(self, function: Callable[Concatenate[Any, P], Result], *args: P.args, **kwargs: P.kwargs) -> Result:

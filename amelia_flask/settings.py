@@ -57,6 +57,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         half = self.threads // 2
         return half if self.max_streams is None else min(self.max_streams, half)
 
+    @property
+    def waiting_writes(self) -> int:
+        """How many writes of one process may wait for a database that is held up: not all threads, with the readers."""
+        return self.threads // 4
+
 
 def default_database_path() -> Path:
     """`instance/amelia.db` in a checkout, `~/.amelia/amelia.db` for an installed package."""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -33,6 +34,9 @@ GROUP_SECONDS = 0.05
 # waited for, because its outcome would be unknown.
 WAIT_SECONDS = 8.0
 OUTCOME_SECONDS = 12.0
+# Only some callers may wait for longer than this, or at all once nothing has been committed for as long: the others
+# hold threads that can be of use.
+SOON_SECONDS = 3.0
 
 # Over all processes of a server.
 queue_length = Gauge()
@@ -57,8 +61,10 @@ _Outcome = tuple[_Item, Any, AmeliaError | None]
 class Writer:
     """Carries out changes in the order in which they arrive; made before a fork, it runs in each process apart."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patient: int = 4) -> None:
+        """`patient`: how many callers may wait for a commit that does not come soon."""
         self._path = path
+        self._patient = patient
         self._door = threading.Lock()
         self._committed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -72,6 +78,8 @@ class Writer:
         self._lock = FileLock(self._path)
         self.commits = 0
         self.failure: str | None = None
+        self._patience = threading.Semaphore(self._patient)
+        self._at_work_since: float | None = None  # until something is committed
 
     def run(self, change: Change[Result]) -> Result:
         """Carry out `change` in a transaction and give its result once that is committed and synced.
@@ -136,15 +144,29 @@ class Writer:
             self._lock.close()
 
     def _outcome(self, future: Future[Any]) -> Any:
+        with suppress(TimeoutError):
+            return future.result(0 if self._is_stalled() else SOON_SECONDS)
+        if not self._patience.acquire(blocking=False):
+            withdrawn = {} if future.cancel() else {"outcome_unknown": True}
+            raise DatabaseUnavailable("Too many writes wait for the database; try again.", **withdrawn)
         try:
-            return future.result(WAIT_SECONDS)
-        except TimeoutError:
-            if future.cancel():
-                raise DatabaseUnavailable from None
-        try:
+            return self._outcome_in_the_end(future)
+        finally:
+            self._patience.release()
+
+    def _outcome_in_the_end(self, future: Future[Any]) -> Any:
+        with suppress(TimeoutError):
+            return future.result(WAIT_SECONDS - SOON_SECONDS)
+        if future.cancel():
+            raise DatabaseUnavailable
+        with suppress(TimeoutError):
             return future.result(OUTCOME_SECONDS - WAIT_SECONDS)
-        except TimeoutError:
-            raise DatabaseUnavailable(outcome_unknown=True) from None
+        raise DatabaseUnavailable(outcome_unknown=True)
+
+    def _is_stalled(self) -> bool:
+        """Whether the writer has been at work for long without a commit."""
+        since = self._at_work_since
+        return since is not None and time.monotonic() - since > SOON_SECONDS
 
     def _work(self) -> None:
         try:
@@ -155,6 +177,7 @@ class Writer:
 
     def _carry_out(self, first: _Item) -> None:
         group: list[_Item] = []
+        self._at_work_since = self._at_work_since or time.monotonic()
         try:
             with self._lock.held():
                 outcomes = self._transact(first, group)
@@ -200,6 +223,7 @@ class Writer:
         with self._committed:
             self.commits += 1
             self.failure = None
+            self._at_work_since = None
             self._committed.notify_all()
         return outcomes
 
