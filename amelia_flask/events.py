@@ -148,9 +148,11 @@ _take_positions = Prepared(
     )
 )
 _insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
+_this_workflow = Workflow.id == param("workflow")
 _oldest = (
     Event.select(Event.sequence)
     .where(Event.workflow == param("workflow"))
+    .where(Event.sequence <= Workflow.select(Workflow.last_sequence - param("count")).where(_this_workflow))
     .order_by(Event.sequence)
     .limit(param("count"))
 )
@@ -212,7 +214,7 @@ def append_own(
 
 
 def remove_oldest(tx: Any, workflow_id: str, count: int) -> bool:
-    """Remove so many events of a workflow, the oldest first; whether there were any."""
+    """Remove so many events of a workflow, the oldest first, and keep as many of the newest; whether there were more."""
     return bool(_remove.run(tx, workflow=workflow_id, count=count))
 
 

@@ -172,9 +172,9 @@ def patch(tx: Any, workflow_id: str, change: Patch, if_match: str | None = None)
 
 
 def delete_some_events(tx: Any, workflow_id: str) -> bool:
-    """Remove a piece of a finished workflow's events; whether there were any.
+    """Remove a piece of a finished workflow's oldest events; whether there were more than a piece.
 
-    Done until there are none, it lets others write between the pieces of a deletion that would hold them up for long.
+    Done until there are not, it lets others write in the middle of a deletion that would hold them up for long.
     Raises what `delete` raises.
     """
     refuse_active(tx, workflow_id)
