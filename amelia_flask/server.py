@@ -259,13 +259,19 @@ class Worker(ConnectionWorker):
             log.debug("the client was gone before its refusal")
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Begin to stop: readers that wait are told at once."""
+        """Begin to stop, and tell at once those that wait.
+
+        Only once: where everybody is told at once, by a terminal or a supervisor, gunicorn's master tells it again, and
+        a handler on top of this one would wait for ever for a lock that this one holds.
+        """
+        if not self.alive:
+            return
+        super().handle_exit(sig, frame)
         application = getattr(self, "wsgi", None)
         if application is not None:
             application.extensions["ledger"].stopping = True
         if self.retention is not None:
             self.retention.stop()
-        super().handle_exit(sig, frame)
 
 
 def _refusal(exc: BaseException) -> AmeliaError:

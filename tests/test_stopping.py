@@ -95,6 +95,19 @@ def replace_one(server: Server) -> tuple[psutil.Process, psutil.Process]:
     return replaced, psutil.Process(int(new.pop()))
 
 
+def test_a_process_that_is_told_again_and_again_to_stop_ends_none_the_later(tmp_path: Path) -> None:
+    """As when a supervisor tells all processes at once, and gunicorn's master tells its own once more."""
+    with serving(tmp_path / "amelia.db", workers=2) as server:
+        for _ in range(4):
+            told = children(server)
+            for process in told * 200:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            assert not psutil.wait_procs(told, QUICK_SECONDS)[1]
+            until(lambda: len(children(server)) == 2)
+        assert stop(server)[0] == 0
+
+
 def kill_one(server: Server) -> list[psutil.Process]:
     killed = children(server)[0]
     killed.kill()
