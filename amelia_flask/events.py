@@ -214,7 +214,7 @@ def append_own(
 
 
 def remove_oldest(tx: Any, workflow_id: str, count: int) -> bool:
-    """Remove so many events of a workflow, the oldest first, and keep as many of the newest; whether there were more."""
+    """Remove so many events of a workflow, the oldest first; keep as many of the newest. Whether there were more."""
     return bool(_remove.run(tx, workflow=workflow_id, count=count))
 
 
