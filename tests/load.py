@@ -113,6 +113,18 @@ def check_record(database: Path) -> None:
     assert count == position == query(database, "SELECT value FROM event_position")[0][0]
 
 
+def check_acknowledged(database: Path, acknowledged: list[tuple[Call, Any]]) -> None:
+    """Every acknowledged record is there once, where its answer said; every batch is whole."""
+    stored = {row[0]: row[1:] for row in query(database, "SELECT id, sequence, position FROM events")}
+    usage = {row[0] for row in query(database, "SELECT id FROM token_usage")}
+    for _, answer in acknowledged:
+        for place in answer.get("events", []):
+            assert stored[place["id"]] == (place["sequence"], place["position"])
+        assert all(record["id"] in usage for record in answer.get("token_usage", []))
+    batches = query(database, "SELECT COUNT(*) FROM events WHERE correlation_id IS NOT NULL GROUP BY workflow_id")
+    assert all(count % 20 == 0 for (count,) in batches)
+
+
 def in_parallel(count: int, call: Callable[[int], Any]) -> list[Any]:
     """What `call` gives for 0 … count - 1, all begun at one moment."""
     barrier = threading.Barrier(count)

@@ -1,20 +1,17 @@
-"""What the service promises while many write at once, and when it is killed meanwhile. Real processes throughout."""
+"""What the service promises while many write at once. Real processes throughout."""
 
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tests.load import (
-    Call,
     Clients,
     check_record,
     create_workflows,
     event,
     in_parallel,
-    mixed,
     query,
     single_events,
 )
@@ -37,36 +34,6 @@ def test_two_processes_and_many_clients_leave_no_gap(tmp_path: Path) -> None:
     assert query(server.database, "SELECT COUNT(*) FROM events") == [(EVENTS + len(workflows),)]
     check_record(server.database)
     assert "locked" not in server.log.read_text()
-
-
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    acknowledged: list[tuple[Call, Any]] = []
-    server = Server(tmp_path / "amelia.db", workers=2).start()
-    workflows = create_workflows(server, 10)
-    for _ in range(10):
-        clients = Clients(server, [mixed(workflows, n) for n in range(8)]).start()
-        clients.wait_for(100)
-        server.kill()
-        clients.join()
-        acknowledged += clients.acknowledged
-        assert set(clients.statuses) == {201}
-        server.start()
-        assert server.request("GET", "/api/health").json["status"] == "healthy"
-    assert server.stop() == 0
-    check_record(server.database)
-    check_acknowledged(server.database, acknowledged)
-
-
-def check_acknowledged(database: Path, acknowledged: list[tuple[Call, Any]]) -> None:
-    """Every acknowledged record is there once, where its answer said; every batch is whole."""
-    stored = {row[0]: row[1:] for row in query(database, "SELECT id, sequence, position FROM events")}
-    usage = {row[0] for row in query(database, "SELECT id FROM token_usage")}
-    for (_, _), answer in acknowledged:
-        for place in answer.get("events", []):
-            assert stored[place["id"]] == (place["sequence"], place["position"])
-        assert all(record["id"] in usage for record in answer.get("token_usage", []))
-    batches = query(database, "SELECT COUNT(*) FROM events WHERE correlation_id IS NOT NULL GROUP BY workflow_id")
-    assert all(count % 20 == 0 for (count,) in batches)
 
 
 def test_of_thirty_creates_for_one_worktree_one_wins(server: Server) -> None:
