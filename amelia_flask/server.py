@@ -261,8 +261,8 @@ class Worker(ConnectionWorker):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to stop, and tell at once those that wait.
 
-        Only once: where everybody is told at once, by a terminal or a supervisor, gunicorn's master tells it again, and
-        a handler on top of this one would wait for ever for a lock that this one holds.
+        Only once: where a supervisor tells every process, gunicorn's master tells it again, and a handler on top of
+        this one would wait for ever for a lock that this one holds.
         """
         if not self.alive:
             return
