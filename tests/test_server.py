@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.load import Clients, check_record, create_workflows, mixed, query
-from tests.serving import Server, free_port, serving, until
+from tests.serving import Server, serving, until
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,21 +170,3 @@ def test_an_engine_with_the_wal_reset_bug_gets_one_process(tmp_path: Path) -> No
     else:
         assert one == "1"
         assert many == f"AMELIA_WORKERS=3, but SQLite {version} can lose rows with more than one process."
-
-
-def test_a_port_in_use_is_said_and_ends_the_start(tmp_path: Path) -> None:
-    with socket.socket() as holder:
-        port = free_port()
-        holder.bind(("127.0.0.1", port))
-        holder.listen()
-        server = Server(tmp_path / "amelia.db", port=port)
-        done = subprocess.run(
-            [sys.executable, "-m", "amelia_flask", "serve"],
-            env=server.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    assert done.returncode != 0
-    assert "in use" in done.stderr
