@@ -59,7 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def waiting_writes(self) -> int:
-        """How many writes of one process may wait for a database that is held up: not all threads, with the readers."""
+        """How many writes of one process may wait for a database that is held up: some threads stay free."""
         return self.threads // 4
 
 
