@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from amelia_flask import counters
+
 # Every wait of a thread for a client is looked at again after a step.
 STEP_SECONDS = 1
 # How long a connection may be open before the head of its first request is there, and how long a later one may take.
@@ -25,6 +27,11 @@ HEAD_SECONDS = 10
 # A head that is larger is read by a thread, which refuses it.
 HEAD_BYTES = 32_768
 CLOSERS = 4
+# By how many connections a process may be ahead of another before it lets that one go first, and for how long.
+MOST_AHEAD = 1
+MOMENT_SECONDS = 0.001
+
+connections = counters.Gauge()
 MOST_CONNECTIONS = 10_000
 # What a process needs beside its connections: the database, its log, the modules that are still to be imported.
 SPARE_FILES = 100
@@ -85,6 +92,11 @@ class ConnectionWorker(ThreadWorker):
         self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
         super().init_process()
 
+    def notify(self) -> None:
+        """Called by gunicorn each time that the main loop goes round."""
+        connections.set(self.nr_conns)
+        super().notify()
+
     def bound_waiting(self) -> None:
         """Bound every wait for a client: sockets inherit it from the one that accepts them."""
         limit = struct.pack("ll", STEP_SECONDS, 0)
@@ -93,7 +105,13 @@ class ConnectionWorker(ThreadWorker):
                 listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
 
     def accept(self, listener: Any) -> None:
-        """Called by gunicorn when somebody connects. Where there are too many, the one idle for longest has to go."""
+        """Called by gunicorn when somebody connects. Where there are too many, the one idle for longest has to go.
+
+        Every process is told of it. One that has more connections than another leaves that a moment to be first: of
+        many that come at once, it would otherwise take all, and serve them alone.
+        """
+        if self.nr_conns - connections.fewest(self.cfg.workers) > MOST_AHEAD:
+            time.sleep(MOMENT_SECONDS)
         try:
             client, address = listener.accept()
         except OSError as error:
@@ -105,6 +123,7 @@ class ConnectionWorker(ThreadWorker):
         sock = ClientSocket(fileno=client.detach())
         sock.is_crowded = self._is_crowded
         self.nr_conns += 1
+        connections.set(self.nr_conns)
         self._await_head(TConn(self.cfg, sock, address, listener.getsockname()))
         if self.nr_conns >= self.worker_connections:
             self._close_idlest()

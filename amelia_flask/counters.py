@@ -83,6 +83,10 @@ class Gauge:
         """Say how much there is in this process."""
         self._rows[_slot] = value
 
+    def fewest(self, processes: int) -> float:
+        """The least that there is in one of the processes with the first rows."""
+        return min(self._rows[:processes])
+
     def clear(self, slot: int) -> None:
         """There is none any more in a process that has ended."""
         self._rows[slot] = 0
