@@ -5,6 +5,7 @@ then on it has a thread, which waits for the client's bytes, or until the client
 bearable: less where other requests wait for a thread.
 """
 
+import contextlib
 import errno
 import resource
 import selectors
@@ -26,6 +27,8 @@ STEP_SECONDS = 1
 HEAD_SECONDS = 10
 # A head that is larger is read by a thread, which refuses it.
 HEAD_BYTES = 32_768
+# A body up to this size goes out with its head.
+SMALL_BODY = 65_536
 CLOSERS = 4
 # By how many connections a process may be ahead of another before it lets that one go first, and for how long.
 MOST_AHEAD = 1
@@ -49,11 +52,16 @@ CROWDED = Patience(1, 5)
 
 
 class ClientSocket(socket.socket):
-    """Raises ConnectionResetError where the client is too slow, as if it had gone."""
+    """Raises ConnectionResetError where the client is too slow, as if it had gone.
+
+    The head of an answer, which gunicorn sends by itself, waits for the beginning of the body: sending costs a system
+    call, a turn of the interpreter, and the client a wake-up.
+    """
 
     is_crowded: Callable[[], bool]
     began = 0.0
     seen = 0  # bytes of a head that was not whole yet
+    held = b""
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """The next bytes of the request that began last."""
@@ -66,7 +74,28 @@ class ClientSocket(socket.socket):
                 idle += STEP_SECONDS
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """All of `data`."""
+        """All of `data`, after what was held back; the head of an answer is held back itself."""
+        if data.startswith(b"HTTP/1.") and data.endswith(b"\r\n\r\n") and not self.held:
+            self.held = data
+        elif self.held and len(data) <= SMALL_BODY:
+            data, self.held = self.held + data, b""
+            self._sendall(data, flags)
+        else:
+            self.flush()
+            self._sendall(data, flags)
+
+    def flush(self) -> None:
+        """Send what was held back."""
+        if self.held:
+            data, self.held = self.held, b""
+            self._sendall(data, 0)
+
+    def sendfile(self, *args: Any, **kwargs: Any) -> int:
+        """Called by gunicorn for the body of an answer that is a file."""
+        self.flush()
+        return super().sendfile(*args, **kwargs)
+
+    def _sendall(self, data: bytes, flags: int) -> None:
         rest, began, idle = memoryview(data), time.monotonic(), 0
         while rest:
             self._check(idle, began)
@@ -150,7 +179,10 @@ class ConnectionWorker(ThreadWorker):
         """
         conn.sock.began = time.monotonic()
         conn.close = lambda graceful=False: self._close(conn, graceful)
-        return super().handle(conn)
+        goes_on = super().handle(conn)
+        with contextlib.suppress(OSError):  # the next request will tell that the client has gone
+            conn.sock.flush()
+        return goes_on
 
     def _await_head(self, conn: TConn) -> None:
         conn.timeout = time.monotonic() + HEAD_SECONDS
