@@ -111,11 +111,13 @@ class ConnectionWorker(ThreadWorker):
 
     def on_pending_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
         """Called by gunicorn when there is more of a head."""
-        if _has_head(client):
+        if client.fileno() >= 0 and _has_head(client):  # it may have been closed to make room for the one before it
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
         """Called by gunicorn when a connection that was kept open is used again."""
+        if client.fileno() < 0:
+            return
         if _has_head(client):
             super().on_client_socket_readable(conn, client)
         else:
