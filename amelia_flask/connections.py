@@ -10,6 +10,7 @@ import resource
 import selectors
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,8 +83,12 @@ class ConnectionWorker(ThreadWorker):
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
-        self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
+        self._closers = _begun(ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer"), CLOSERS)
         super().init_process()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Called by gunicorn in the new process."""
+        return _begun(super().get_thread_pool(), self.cfg.threads)
 
     def bound_waiting(self) -> None:
         """Bound every wait for a client: sockets inherit it from the one that accepts them."""
@@ -148,9 +153,9 @@ class ConnectionWorker(ThreadWorker):
             conn.timeout = min(conn.timeout, deadline)
 
     def _is_crowded(self) -> bool:
-        """Whether requests wait for a thread."""
+        """Whether requests wait for a thread, or the process for its end."""
         idle = len(self.pending_conns) + len(self.keepalived_conns)
-        return bool(self.nr_conns - idle > self.cfg.threads)
+        return not self.alive or self.nr_conns - idle > self.cfg.threads
 
     def _close_idlest(self) -> None:
         idle = self.pending_conns or self.keepalived_conns
@@ -165,6 +170,15 @@ class ConnectionWorker(ThreadWorker):
             self._closers.submit(TConn.close, conn, True)
         else:
             TConn.close(conn)
+
+
+def _begun(pool: ThreadPoolExecutor, threads: int) -> ThreadPoolExecutor:
+    """The pool with all its threads: one for which there is no memory later would end the process."""
+    meeting = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(meeting.wait)
+    meeting.wait()
+    return pool
 
 
 def _has_head(client: ClientSocket) -> bool:

@@ -21,6 +21,7 @@ SLOW = 24
 # threads, a stalled client has a second, one that drips five.
 SERVED_SECONDS = 5.0 * SLOW / THREADS + 5
 QUICK_SECONDS = 3.0
+LEAVE_SECONDS = 10.0
 CLOSED_SECONDS = 45.0
 HEAD = b"POST /api/workflows HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -237,3 +238,19 @@ def test_readers_that_wait_leave_threads_for_others_and_more_of_them_are_refused
         assert server.request("POST", path, event()).status == 201
         answers = [reader.result() for reader in readers if reader.result() not in refused]
     assert [len(reply.json["events"]) for reply in answers] == [1] * (THREADS // 2)
+
+
+def test_slow_clients_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    stopped = threading.Event()
+    with serving(tmp_path / "amelia.db", workers=2, threads=THREADS) as server:
+        with many(server, half_a_head, half_a_body, half_a_body) as clients:
+            threads = [threading.Thread(target=drip, args=(one, b" " * 900, stopped)) for one in clients[2::3]]
+            for thread in threads:
+                thread.start()
+            began = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - began < LEAVE_SECONDS
+            stopped.set()
+            for thread in threads:
+                thread.join()
+        assert "Traceback" not in server.log.read_text()
