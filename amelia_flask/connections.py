@@ -11,6 +11,7 @@ import resource
 import selectors
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -118,13 +119,17 @@ class ConnectionWorker(ThreadWorker):
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
-        self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
+        self._closers = _begun(ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer"), CLOSERS)
         super().init_process()
 
     def notify(self) -> None:
         """Called by gunicorn each time that the main loop goes round."""
         connections.set(self.nr_conns)
         super().notify()
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """Called by gunicorn in the new process."""
+        return _begun(super().get_thread_pool(), self.cfg.threads)
 
     def bound_waiting(self) -> None:
         """Bound every wait for a client: sockets inherit it from the one that accepts them."""
@@ -159,11 +164,13 @@ class ConnectionWorker(ThreadWorker):
 
     def on_pending_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
         """Called by gunicorn when there is more of a head."""
-        if _has_head(client):
+        if client.fileno() >= 0 and _has_head(client):  # it may have been closed to make room for the one before it
             super().on_pending_socket_readable(conn, client)
 
     def on_client_socket_readable(self, conn: TConn, client: ClientSocket) -> None:
         """Called by gunicorn when a connection that was kept open is used again."""
+        if client.fileno() < 0:
+            return
         if _has_head(client):
             super().on_client_socket_readable(conn, client)
         else:
@@ -197,9 +204,9 @@ class ConnectionWorker(ThreadWorker):
             conn.timeout = min(conn.timeout, deadline)
 
     def _is_crowded(self) -> bool:
-        """Whether requests wait for a thread."""
+        """Whether requests wait for a thread, or the process for its end."""
         idle = len(self.pending_conns) + len(self.keepalived_conns)
-        return bool(self.nr_conns - idle > self.cfg.threads)
+        return not self.alive or self.nr_conns - idle > self.cfg.threads
 
     def _close_idlest(self) -> None:
         idle = self.pending_conns or self.keepalived_conns
@@ -214,6 +221,15 @@ class ConnectionWorker(ThreadWorker):
             self._closers.submit(TConn.close, conn, True)
         else:
             TConn.close(conn)
+
+
+def _begun(pool: ThreadPoolExecutor, threads: int) -> ThreadPoolExecutor:
+    """The pool with all its threads: one for which there is no memory later would end the process."""
+    meeting = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(meeting.wait)
+    meeting.wait()
+    return pool
 
 
 def _has_head(client: ClientSocket) -> bool:

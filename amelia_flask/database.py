@@ -6,11 +6,13 @@ and leave each child with connections of its own.
 
 import math
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peewee
 from peewee import sqlite3 as engine  # pysqlite3 where it is installed
@@ -36,7 +38,7 @@ PRAGMAS: tuple[tuple[str, str | int, str | int], ...] = (
 READER_PRAGMAS = (*PRAGMAS, ("cache_size", -2000, -2000), ("query_only", 1, 1))
 WRITER_PRAGMAS = (*PRAGMAS, ("cache_size", -16000, -16000), ("wal_autocheckpoint", 8000, 8000))
 
-File = tuple[int, int]  # device and inode
+File = tuple[int, int] | None  # device and inode, None where there is none
 Row = Any  # a tuple in the order of the query's columns
 
 # What a database that is locked, full, away or broken may raise, and of these what tells of a statement at fault.
@@ -47,11 +49,25 @@ MISTAKES = (
 )
 
 
-class _Connection(engine.Connection):
-    """A connection that remembers which file it opened, and until when it may work on the read it was lent for."""
+class Files(NamedTuple):
+    """What a database consists of while it is in use: itself, its log, and what its users share."""
 
-    file: "File | None" = None
+    database: File
+    log: File
+    shared: File
+
+
+class _Connection(engine.Connection):
+    """A connection that remembers which files it opened, and until when it may work on the read it was lent for."""
+
+    files = Files(None, None, None)
     deadline = math.inf
+
+    def close(self) -> None:
+        """Let go of the files."""
+        with _registering:
+            _connections.discard(self)
+        super().close()
 
     def is_late(self) -> bool:
         """Called by SQLite now and then while a statement runs, which ends there if this is true."""
@@ -67,6 +83,7 @@ class SqliteExtDatabase(PooledSqliteDatabase):
 
     def __init__(self, path: Path, pragmas: tuple[tuple[str, str | int, str | int], ...], connections: int) -> None:
         self.path = path
+        self._name = str(path)
         self._expected = pragmas
         super().__init__(
             f"{path.absolute().as_uri()}?mode=rw",
@@ -76,7 +93,7 @@ class SqliteExtDatabase(PooledSqliteDatabase):
             lock_type="IMMEDIATE",
             check_same_thread=False,
             autoconnect=False,
-            factory=_Connection,
+            factory=self._open,
             field_types={"UTC_TIMESTAMP": "TEXT"},
         )
 
@@ -87,26 +104,66 @@ class SqliteExtDatabase(PooledSqliteDatabase):
             found = conn.execute(f"PRAGMA {name}").fetchone()[0]
             if found != expected:
                 raise SchemaError(f"The database does not take {name}={value} (it stays {found}).")
-        conn.file = self._file()
+        conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # makes the log, where there was none
+        conn.files = files_of(self._name)
+        with _registering:
+            _connections.add(conn)
         conn.set_progress_handler(conn.is_late, STEPS_BETWEEN_LOOKS)
 
-    def has_moved(self) -> bool:
-        """Whether the path leads to another file than the one that this thread's connection opened, or to none."""
-        found: File | None = self.connection().file
-        return found != self._file()
+    def _open(self, *args: Any, **kwargs: Any) -> _Connection:
+        """Called by the engine. Opening what does not belong together, and closing it again, would already mix it."""
+        found = files_of(self._name)
+        with _registering:
+            problems = [problem for other in _connections if (problem := displaced(other.files, found))]
+        if problems:
+            raise DatabaseUnavailable(problems[0])
+        return _Connection(*args, **kwargs)
+
+    @property
+    def files(self) -> Files:
+        """What this thread's connection opened."""
+        opened: Files = self.connection().files
+        return opened
 
     def _is_closed(self, conn: Any) -> bool:
-        if not super()._is_closed(conn) and conn.file == self._file():
+        if not super()._is_closed(conn) and conn.files.database == _file(self._name):
             return False
         conn.close()
         return True
 
-    def _file(self) -> File | None:
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return None
-        return found.st_dev, found.st_ino
+
+# Those of this process that are open. While one is, SQLite takes none of the files away.
+_connections: "weakref.WeakSet[_Connection]" = weakref.WeakSet()
+_registering = threading.Lock()
+
+
+def files_of(path: str) -> Files:
+    """What is there now. As little as can be: every group of writes begins with it."""
+    return Files(_file(path), _file(path + "-wal"), _file(path + "-shm"))
+
+
+def displaced(opened: Files, found: Files) -> str | None:
+    """What another program has done to files that are in use, where they do not belong together any more.
+
+    A database that was replaced together with its log is none of these cases.
+    """
+    if found == opened or None in opened:
+        return None
+    if found.database == opened.database:
+        return "The log of the database was taken away or replaced by another program: restart the service."
+    if found.log == opened.log:
+        return (
+            "The database was moved or replaced by another program, but not its log: stop the service to mend that."
+        )
+    return None
+
+
+def _file(path: str) -> File:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def open_readers(path: Path, connections: int) -> SqliteExtDatabase:

@@ -121,6 +121,8 @@ def check_readiness(ledger: Ledger) -> Ready:
         raise NotReady("The service is shutting down.")
     try:
         ledger.writer.ensure_running()
+        if problem := ledger.writer.problem():
+            raise NotReady(problem)
         is_current = ledger.read(schema.is_current)
     except DatabaseUnavailable as error:
         raise NotReady(error.message) from None

@@ -322,6 +322,7 @@ def _begin_process(settings: Settings, worker: Worker) -> None:
 
 def _begin_serving(worker: Worker) -> None:
     worker.bound_waiting()
+    worker.wsgi.extensions["ledger"].writer.ensure_running()
     worker.retention = Retention(worker.wsgi.extensions["ledger"])
     worker.retention.start()
 

@@ -13,11 +13,19 @@ from concurrent.futures import Future
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from amelia_flask.counters import Counter, Gauge, Histogram
-from amelia_flask.database import FAULTS, MISTAKES, SqliteExtDatabase, open_writer
+from amelia_flask.database import (
+    FAULTS,
+    MISTAKES,
+    Files,
+    SqliteExtDatabase,
+    displaced,
+    files_of,
+    open_writer,
+)
 from amelia_flask.errors import AmeliaError, DatabaseUnavailable, InternalError
 from amelia_flask.lock import FileLock
 from amelia_flask.logs import request_id
@@ -37,6 +45,9 @@ OUTCOME_SECONDS = 12.0
 # Only some callers may wait for longer than this, or at all once nothing has been committed for as long: the others
 # hold threads that can be of use.
 SOON_SECONDS = 3.0
+
+# How often it is looked, while nothing is written, whether the database and its log are in their places.
+LOOK_SECONDS = 1.0
 
 # Over all processes of a server.
 queue_length = Gauge()
@@ -64,6 +75,7 @@ class Writer:
     def __init__(self, path: Path, patient: int = 4) -> None:
         """`patient`: how many callers may wait for a commit that does not come soon."""
         self._path = path
+        self._name = str(path)
         self._patient = patient
         self._door = threading.Lock()
         self._committed = threading.Condition()
@@ -80,6 +92,7 @@ class Writer:
         self.failure: str | None = None
         self._patience = threading.Semaphore(self._patient)
         self._at_work_since: float | None = None  # until something is committed
+        self._files: Files | None = None  # that are open
 
     def run(self, change: Change[Result]) -> Result:
         """Carry out `change` in a transaction and give its result once that is committed and synced.
@@ -168,12 +181,40 @@ class Writer:
         since = self._at_work_since
         return since is not None and time.monotonic() - since > SOON_SECONDS
 
+    def problem(self) -> str | None:
+        """What another program has done to files that are in use here, which then are written no more."""
+        files = self._files
+        return displaced(files, files_of(self._name)) if files else None
+
     def _work(self) -> None:
         try:
-            while (first := self._queue.get()) is not None:
+            with suppress(*FAULTS, AmeliaError):
+                self._connect()  # from now on it is noticed what happens to the files
+            while (first := self._next()) is not None:
                 self._carry_out(first)
         finally:
             self._close()  # however the thread ends: no other could, and what it left open would hold the lock
+
+    def _next(self) -> _Item | None:
+        """What came first, however long it takes; meanwhile it is looked whether the files are in their places."""
+        while True:
+            with suppress(Empty):
+                return self._queue.get(timeout=LOOK_SECONDS)
+            if self.problem():
+                with suppress(*FAULTS), self._lock.held():
+                    self._rescue()
+
+    def _rescue(self) -> None:
+        """Bring what is in the log into the database, wherever these are now, while this process has them open.
+
+        A log that lies beside another database than its own is emptied, because it would be taken for that one's.
+        Raises what the database raises.
+        """
+        opened, found = self._files, files_of(self._name)
+        is_alone = opened is not None and found[1:] == opened[1:]
+        result = self._db.execute_sql(f"PRAGMA wal_checkpoint({'TRUNCATE' if is_alone else 'FULL'})").fetchone()
+        if result[0]:
+            raise DatabaseUnavailable("Another program keeps the log of the database from being saved.")
 
     def _carry_out(self, first: _Item) -> None:
         group: list[_Item] = []
@@ -266,10 +307,16 @@ class Writer:
         return result, None
 
     def _connect(self) -> None:
-        if not self._db.is_closed() and self._db.has_moved():
-            self._db.manual_close()
+        if self._files and not self._db.is_closed():
+            found = files_of(self._name)
+            if problem := displaced(self._files, found):
+                self._rescue()
+                raise DatabaseUnavailable(problem)
+            if found.database != self._files.database:
+                self._close()
         if self._db.is_closed():
             self._db.connect()
+            self._files = self._db.files
 
     def _savepoint(self, item: _Item) -> _Result:
         """Carry out one change so that its failure leaves its neighbours in the group alone."""
@@ -294,9 +341,11 @@ class Writer:
         failures.add()
         request_id.set(None)
         log.warning("a group of writes failed: %s", error)
-        self._close()
+        if not self.problem():
+            self._close()
 
     def _close(self) -> None:
+        self._files = None
         try:
             if not self._db.is_closed():
                 self._db.manual_close()

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -24,18 +23,6 @@ def processes(server: Server) -> list[psutil.Process]:
     assert server.process is not None
     children: list[psutil.Process] = psutil.Process(server.process.pid).children()
     return children
-
-
-@contextlib.contextmanager
-def half_sent(server: Server, count: int) -> Iterator[list[socket.socket]]:
-    """So many connections on which the beginning of a request was sent, and no more."""
-    with contextlib.ExitStack() as stack:
-        sockets = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 30)) for _ in range(count)
-        ]
-        for each in sockets:
-            each.sendall(b"POST /api/workflows HTTP/1.1\r\nHost: localhost\r\nContent-Le")
-        yield sockets
 
 
 def test_sigterm_under_load_answers_what_it_took_and_leaves(tmp_path: Path) -> None:
@@ -77,23 +64,6 @@ def is_put_aside(server: Server) -> bool:
         opened = [os.readlink(fd) for fd in Path(f"/proc/{processes(server)[0].pid}/fd").iterdir()]
         return opened.count("anon_inode:[eventpoll]") == 1
     return False
-
-
-def test_half_sent_requests_hold_no_thread_for_long(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=1, threads=4) as server, half_sent(server, 12):
-        assert server.request("GET", "/api/health/live", timeout=25).status == 200
-
-
-def test_clients_that_linger_after_their_answer_delay_nobody(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=1, threads=4) as server, contextlib.ExitStack() as stack:
-        for _ in range(6):
-            lingering = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            lingering.sendall(b"GET /api/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert lingering.recv(65536).startswith(b"HTTP/1.1 200")
-        started = time.monotonic()
-        assert server.request("GET", "/api/health/live").status == 200
-        # On gunicorn's own main loop each of the six would be waited for, two seconds long.
-        assert time.monotonic() - started < 6
 
 
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ from amelia_flask.errors import (
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 CHUNK = 65_536
+# So much at most is asked for at once: where there is no memory for a body, the server's own buffer must not break,
+# through which the rest of it has to go before its sender reads the answer.
+STEP = 1_048_576
 MOST_DROPPED = 64 * 1024 * 1024
 BROKEN = (InvalidChunkSize, InvalidChunkExtension, ChunkMissingTerminator, NoMoreData, ClientDisconnected, OSError)
 
@@ -140,10 +143,11 @@ def _take(most: int) -> bytes:
     environ = request.environ
     if "CONTENT_LENGTH" not in environ and not environ.get("wsgi.input_terminated"):
         return b""
-    taken, stream = b"", environ["wsgi.input"]
-    while len(taken) < most and (more := stream.read(most - len(taken))):
-        taken = taken + more if taken else more
-    return taken
+    parts, left, stream = [], most, environ["wsgi.input"]
+    while left > 0 and (part := stream.read(min(left, STEP))):
+        parts.append(part)
+        left -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _cut_off() -> BadRequest:
