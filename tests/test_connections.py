@@ -73,8 +73,9 @@ def test_what_looks_like_a_head_after_a_head_is_sent_in_its_place(pair: tuple[Cl
 def test_many_connections_at_once_are_shared_by_the_processes(tmp_path: Path) -> None:
     with serving(tmp_path / "amelia.db", workers=2) as server, contextlib.ExitStack() as stack:
         assert server.process is not None
-        children = psutil.Process(server.process.pid).children()
-        until(lambda: all(child.num_threads() > 1 for child in children))
+        parent = psutil.Process(server.process.pid)
+        until(lambda: sum(child.num_threads() > 1 for child in parent.children()) == 2)
+        children = parent.children()
         for _ in range(CONNECTIONS):
             stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
 
