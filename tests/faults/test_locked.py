@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -82,16 +81,17 @@ def test_ten_seconds_are_refused_in_time_and_stored_once(tmp_path: Path, threads
             writes = [pool.submit(timed, server, "POST", path, body) for body in bodies]
             patient = [pool.submit(append_with_client, server, workflow) for _ in range(4)]
             reads = read_for(server, path, 10.0)
-        check_refused([write.result() for write in writes])
+        check_in_time([write.result() for write in writes])
         assert max(read.seconds for read in reads) < READ_SECONDS
         assert {read.reply.status for read in reads} == {200}
         until(lambda: server.request("POST", path, event(agent="after")).status == 201, 5)
         check_all_stored_once(server, workflow, patient)
         assert server.request("GET", "/api/health").json["status"] == "healthy"
         assert server.stop() == 0
-    unknown = {body["id"] for body, write in zip(bodies, writes, strict=True) if is_unknown(write.result().reply)}
+    replies = {body["id"]: write.result().reply for body, write in zip(bodies, writes, strict=True)}
     stored = {name for (name,) in query(server.database, "SELECT id FROM events WHERE agent = 'plain'")}
-    assert stored <= unknown, "what was refused is not stored later"
+    assert {name for name, reply in replies.items() if reply.status == 201} <= stored
+    assert stored <= {name for name, reply in replies.items() if may_be_stored(reply)}, "refused, and stored later"
     check_record(server.database)
 
 
@@ -104,15 +104,17 @@ def read_for(server: Server, path: str, seconds: float) -> list[Timed]:
     return reads
 
 
-def check_refused(writes: list[Timed]) -> None:
-    assert Counter(write.reply.status for write in writes) == {503: WRITES}
-    assert {write.reply.json["code"] for write in writes} == {"DATABASE_UNAVAILABLE"}
-    assert all(int(write.reply.headers["Retry-After"]) > 0 for write in writes)
+def check_in_time(writes: list[Timed]) -> None:
+    """Those that came in time to wait for the end of the lock are stored, all others are refused, and none hangs."""
+    refused = [write.reply for write in writes if write.reply.status != 201]
+    assert len(refused) > WRITES / 2
+    assert {(reply.status, reply.json["code"]) for reply in refused} == {(503, "DATABASE_UNAVAILABLE")}
+    assert all(int(reply.headers["Retry-After"]) > 0 for reply in refused)
     assert max(write.seconds for write in writes) < ANSWER_SECONDS
 
 
-def is_unknown(reply: Reply) -> bool:
-    return bool(reply.json["details"].get("outcome_unknown"))
+def may_be_stored(reply: Reply) -> bool:
+    return reply.status == 201 or bool(reply.json["details"].get("outcome_unknown"))
 
 
 def append_with_client(server: Server, workflow: str) -> list[str]:
