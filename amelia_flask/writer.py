@@ -91,7 +91,7 @@ class Writer:
         self.commits = 0
         self.failure: str | None = None
         self._patience = threading.Semaphore(self._patient)
-        self._at_work_since: float | None = None  # until something is committed
+        self._at_work_since: float | None = None  # until something is committed, or nothing waits
         self._files: Files | None = None  # that are open
 
     def run(self, change: Change[Result]) -> Result:
@@ -177,7 +177,7 @@ class Writer:
         raise DatabaseUnavailable(outcome_unknown=True)
 
     def _is_stalled(self) -> bool:
-        """Whether the writer has been at work for long without a commit."""
+        """Whether the writer has been at work for long, with callers all the time, and without a commit."""
         since = self._at_work_since
         return since is not None and time.monotonic() - since > SOON_SECONDS
 
@@ -200,8 +200,9 @@ class Writer:
         while True:
             with suppress(Empty):
                 return self._queue.get(timeout=LOOK_SECONDS)
+            self._at_work_since = None
             if self.problem():
-                with suppress(*FAULTS), self._lock.held():
+                with suppress(*FAULTS, AmeliaError), self._lock.held():
                     self._rescue()
 
     def _rescue(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amelia_flask import audit
-from tests import ledgers
+from tests import ledgers, programs
 from tests.load import Clients, check_acknowledged, check_record, create_workflows, event, mixed, query
 from tests.serving import Server, serving, until
 
@@ -97,6 +97,35 @@ def test_a_log_that_is_taken_away_while_nobody_writes_is_rescued(tmp_path: Path)
         server.kill()
         server.start()
         assert server.request("GET", "/api/workflows").json["total"] == 20
+        assert server.stop() == 0
+
+
+READ = """
+from peewee import sqlite3
+connection = sqlite3.connect(path, isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT COUNT(*) FROM workflows").fetchall()
+print("reading", flush=True)
+input()
+connection.execute("ROLLBACK")
+"""
+
+
+def test_a_reader_that_keeps_the_log_from_being_saved_holds_that_up_and_no_more(tmp_path: Path) -> None:
+    with serving(tmp_path / "amelia.db", workers=1) as server:
+        workflows = create_workflows(server, 2)
+        reader = programs.start(READ, server.database)
+        programs.wait_for_line(reader, "reading")
+        workflows += create_workflows(server, 2)
+        remove("-wal")(server.database)
+        until(lambda: "keeps the log" in str(server.request("GET", "/api/health").json["database"]["error"]))
+        programs.finish(reader, "\n")
+        copy = tmp_path / "copy" / "amelia.db"
+        copy.parent.mkdir()
+        until(lambda: holds(server.database, copy, set(workflows)))
+        server.kill()
+        server.start()
+        assert server.request("GET", "/api/workflows").json["total"] == 4
         assert server.stop() == 0
 
 
