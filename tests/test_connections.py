@@ -71,17 +71,25 @@ def test_what_looks_like_a_head_after_a_head_is_sent_in_its_place(pair: tuple[Cl
 
 
 def test_many_connections_at_once_are_shared_by_the_processes(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=2) as server, contextlib.ExitStack() as stack:
+    with serving(tmp_path / "amelia.db", workers=2) as server:
         assert server.process is not None
         parent = psutil.Process(server.process.pid)
-        until(lambda: sum(child.num_threads() > 1 for child in parent.children()) == 2)
-        children = parent.children()
-        for _ in range(CONNECTIONS):
-            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        until(lambda: all(shares(server.port, parent, 10)))  # by then both of them accept
+        assert min(shares(server.port, parent, CONNECTIONS)) >= CONNECTIONS / 5
 
-        def held() -> list[int]:
-            kinds = [child.net_connections("tcp") for child in children]
-            return [sum(connection.status == "ESTABLISHED" for connection in kind) for kind in kinds]
 
-        until(lambda: sum(held()) >= CONNECTIONS)
-        assert min(held()) >= CONNECTIONS / 5, held()
+def shares(port: int, parent: psutil.Process, count: int) -> list[int]:
+    """Of so many connections that are opened at once, how many each of the processes takes."""
+    with contextlib.ExitStack() as stack:
+        ours = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
+        names = {sock.getsockname()[1] for sock in ours}
+        until(lambda: sum(taken(parent, names)) == count)
+        return [*taken(parent, names), *[0] * (2 - len(parent.children()))]
+
+
+def taken(parent: psutil.Process, names: set[int]) -> list[int]:
+    """How many of the connections from these ports each process holds."""
+    return [
+        sum(bool(found.raddr) and found.raddr.port in names for found in child.net_connections("tcp"))
+        for child in parent.children()
+    ]
