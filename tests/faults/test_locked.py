@@ -14,7 +14,7 @@ import pytest
 
 from amelia_flask.client import Client
 from tests import programs
-from tests.load import Clients, check_record, create_workflows, event, mixed, query
+from tests.load import Call, Clients, check_record, create_workflows, event, mixed, query
 from tests.serving import Reply, Server, serving, until
 
 HOLD = """
@@ -58,7 +58,9 @@ def test_two_seconds_are_waited_for(tmp_path: Path) -> None:
     enough = threading.Event()
     with serving(tmp_path / "amelia.db", workers=2) as server:
         workflows = create_workflows(server, 4)
-        calls = [takewhile(lambda _: not enough.is_set(), mixed(workflows, n)) for n in range(24)]
+        calls: list[Iterator[Call]] = [
+            takewhile(lambda _: not enough.is_set(), mixed(workflows, n)) for n in range(24)
+        ]
         clients = Clients(server, calls).start()
         clients.wait_for(100)
         with held(server.database):
