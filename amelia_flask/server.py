@@ -315,7 +315,7 @@ def _hear_of_stops() -> None:
 
 def _begin_process(settings: Settings, worker: Worker) -> None:
     counters.begin_process(worker.slot)
-    if settings.pin_workers:
+    if settings.pin_workers and hasattr(os, "sched_setaffinity"):  # not every system has it
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[worker.slot % len(cores)]})
 

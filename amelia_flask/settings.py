@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_hosts: tuple[str, ...] = ()
     proxy_hops: Annotated[int, Meta(ge=0, le=10)] = 0
     max_streams: Annotated[int, Meta(ge=0)] | None = None
-    pin_workers: bool = False
+    pin_workers: bool = True
     redact: bool = True
 
     @property

@@ -19,7 +19,7 @@ def test_every_kind_of_value_is_read() -> None:
             "AMELIA_PORT": "9000",
             "AMELIA_DATABASE_PATH": "/data/a.db",
             "AMELIA_ALLOWED_HOSTS": "Amelia.example.com, other",
-            "AMELIA_PIN_WORKERS": "on",
+            "AMELIA_PIN_WORKERS": "off",
             "AMELIA_MAX_CONCURRENT": "5",
             "PATH": "/bin",
         }
@@ -27,7 +27,7 @@ def test_every_kind_of_value_is_read() -> None:
     assert settings.port == 9000
     assert settings.database_path == Path("/data/a.db")
     assert settings.allowed_hosts == ("amelia.example.com", "other")
-    assert settings.pin_workers is True
+    assert settings.pin_workers is False
     assert settings.max_concurrent == 5
 
 
