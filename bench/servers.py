@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.load import LoadError, Result
-from tests.serving import STOP_SECONDS, Server
+from tests.serving import STOP_SECONDS, Server, until
 
 ROOT = Path(__file__).parent.parent
 # The same for all of them, whatever their defaults.
@@ -56,6 +56,13 @@ class Process(Server):
         """Megabytes that each of its processes has in memory, the one that started the others first."""
         return [one.memory_info().rss / 1e6 for one in self._processes()]
 
+    def is_complete(self) -> bool:
+        """Whether every process is there and at rest: the first alone would take all connections of a load."""
+        before = [one.cpu_times()[:2] for one in self._processes()[1:]]
+        time.sleep(0.1)  # between two looks
+        after = [one.cpu_times()[:2] for one in self._processes()[1:]]
+        return len(before) == PROCESSES["workers"] and before == after
+
     def bytes_read(self) -> int:
         """What its processes have read from the disk."""
         return sum(one.io_counters().read_bytes for one in self._processes())
@@ -90,6 +97,7 @@ def serving(*servers: Process) -> Iterator[None]:
             server.launch()
         for server in servers:
             server.wait_until_ready()
+            until(server.is_complete)
         yield
         statuses = _stop(servers)
         if any(statuses):
