@@ -67,7 +67,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     errors.register(app)
     app.before_request(Gate(settings, Keyring(app.extensions["ledger"])).check)
     if hops := settings.proxy_hops:
-        app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops, x_prefix=hops)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, hops, hops, hops, x_prefix=hops)  # type: ignore[method-assign]  # as below
     app.wsgi_app = Access(app.wsgi_app)  # type: ignore[method-assign]  # the way that Flask names for it
     for resource in RESOURCES:
         app.register_blueprint(resource)

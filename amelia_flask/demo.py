@@ -83,7 +83,7 @@ _DEEDS: tuple[tuple[str, str, events.Level, dict[str, Any]], ...] = (
     ("tool_call", "edit", "info", {"tool": "edit", "file": "src/orders.py", "lines": 38}),
     ("tool_call", "pytest", "info", {"tool": "bash", "command": "pytest -q", "exit": 0}),
     ("tool_call", "pytest", "error", {"tool": "bash", "command": "pytest -q", "exit": 1, "failed": 2}),
-    ("message", "A test is slow; I leave it for now.", "warning", {}),
+    ("message", "A test is slow: it reads the whole fixture twice.", "warning", {}),
 )
 
 Change = Callable[[Any], object]

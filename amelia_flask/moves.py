@@ -126,7 +126,7 @@ def carry_out(tx: Any, workflow_id: str, name: str, said: Start, moment: datetim
         now = clock.to_text(moment or clock.now())
         _change_status(tx, workflow_id, name, said, now)
         event = events.append_own(tx, workflow_id, move.event_type, message, data, said.event_id, now)
-    return Moved(move.answer, workflow_id, summaries.summary(tx, workflow_id), event)  # type: ignore[arg-type]
+    return Moved(move.answer, workflow_id, summaries.summary(tx, workflow_id), event)  # type: ignore[arg-type]  # one of the table
 
 
 def create_completed(

@@ -195,7 +195,7 @@ def waiting(api: Api, address: str, **query: Any) -> tuple[ThreadPoolExecutor, A
     while open_readers.here == 0:
         assert time.monotonic() < deadline
         assert not answer.done(), answer.result()
-        time.sleep(0.001)
+        time.sleep(0.001)  # between two looks at the count
     return pool, answer
 
 

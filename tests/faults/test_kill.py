@@ -49,9 +49,9 @@ def test_fifty_kills_lose_nothing_and_leave_nothing_half_done(
         for number in range(ROUNDS):
             moment = chance.uniform(0.01, 0.4)
             if number % 2:
-                crowd.work(lambda: kill_one(server, moment, number // 2))  # noqa: B023
+                crowd.work(lambda: kill_one(server, moment, number // 2))  # noqa: B023  # called in this round
             else:
-                crowd.work(lambda: kill_all(server, moment))  # noqa: B023
+                crowd.work(lambda: kill_all(server, moment))  # noqa: B023  # called in this round
                 server.start()
             check_kept(server.database, crowd.known)
             crowd.settle()

@@ -128,7 +128,7 @@ def append_with_client(server: Server, workflow: str) -> list[str]:
     with Client(server.url, attempts=100) as client:
         for name in names:
             one = {"id": name, "agent": "patient", "event_type": "note", "message": "m"}
-            client.append(workflow, one)  # type: ignore[arg-type]
+            client.append(workflow, one)  # type: ignore[arg-type]  # texts alone
     return names
 
 
