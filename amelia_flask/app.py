@@ -78,7 +78,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def _shell_names(ledger: Ledger) -> dict[str, Any]:
     """What `flask shell` has at hand: the models on a connection that can only read, and the domain."""
-    schema.set_up(ledger.settings.database_path)
+    schema.set_up(ledger.engine)
     models.database.initialize(ledger.readers)
     ledger.readers.connect(reuse_if_open=True)
     domain = (workflows, summaries, moves, events, timeline, usage, rollups, report)

@@ -8,13 +8,10 @@ from collections.abc import Callable, Iterator
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from pathlib import Path
 from typing import Any
 
-from peewee import sqlite3 as engine
-
 from amelia_flask import clock, schema
-from amelia_flask.database import peeking
+from amelia_flask.database import FAULTS, Engine
 from amelia_flask.models import ACTIVE, Status
 from amelia_flask.moves import MOVES
 from amelia_flask.pricing import Counts
@@ -40,19 +37,19 @@ _SUMS = {
 _KEPT = "id NOT IN (SELECT id FROM pruned_workflows)"  # those are being emptied
 
 
-def check(path: Path, step: Step = lambda _checks: None) -> Findings:
-    """What is wrong with the database at `path`, which is not changed; `step` is given each check that was made.
+def check(engine: Engine, step: Step = lambda _checks: None) -> Findings:
+    """What is wrong with the database which is not changed; `step` is given each check that was made.
 
     It may be in use, or a backup. Raises SchemaError where it is no database of this version.
     """
-    schema.refuse_earlier(path)
-    with peeking(path) as connection:
+    schema.refuse_earlier(engine)
+    with engine.peeking() as connection:
         connection.create_function("milliseconds", 2, _milliseconds, deterministic=True)
         connection.execute("BEGIN")
         for check_one in CHECKS:
             try:
                 yield from check_one(connection)
-            except engine.DatabaseError as error:
+            except FAULTS as error:
                 yield f"the file: {check_one.__name__.strip('_')} could not be checked: {error}"
             step(1)
 

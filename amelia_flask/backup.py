@@ -14,11 +14,12 @@ from pathlib import Path
 from peewee import sqlite3 as engine
 
 from amelia_flask import clock, schema
-from amelia_flask.database import FAULTS, peeking
+from amelia_flask.database import FAULTS, SERVING
 from amelia_flask.errors import DatabaseUnavailable, FileRefused
 from amelia_flask.files import new_file, sync, temporary_beside
-from amelia_flask.lock import SERVING, FileLock
+from amelia_flask.lock import FileLock
 from amelia_flask.progress import Step
+from amelia_flask.sqlite import SqliteEngine
 
 # So many pages are copied and synced at once; then others have the disk for so many times as long. Larger parts
 # without a pause hold up the syncs of writers for a tenth of a second.
@@ -34,7 +35,7 @@ def back_up(database: Path, target: Path, step: Step, now: datetime | None = Non
     is no `target`.
     """
     _refuse_missing(database)
-    schema.applied(database)
+    schema.applied(SqliteEngine(database))
     moment = now or clock.now()
     with new_file(target) as copy:
         _copy(database, copy, step)
@@ -52,9 +53,9 @@ def last(database: Path) -> datetime | None:
 
 def verify(path: Path) -> None:
     """Raises SchemaError or FileRefused unless this is a sound database of this version or an earlier one."""
-    schema.applied(path)
+    schema.applied(SqliteEngine(path))
     try:
-        with peeking(path) as connection:
+        with SqliteEngine(path).peeking() as connection:
             found = [str(problem) for (problem,) in connection.execute("PRAGMA integrity_check(1)")]
     except FAULTS as error:
         found = [str(error)]
@@ -72,7 +73,7 @@ def restore(
     program or of a newer version.
     """
     _refuse_missing(source)
-    schema.applied(source)
+    schema.applied(SqliteEngine(source))
     _refuse_unasked(database, source, replace)
     database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(database), temporary_beside(database) as copy:
@@ -95,7 +96,7 @@ def _copy(source: Path, target: Path, step: Step) -> None:
 
 def _copy_pages(source: Path, target: Path, step: Step) -> None:
     """In one transaction that reads: without it the engine would begin again after each write."""
-    with peeking(source) as reader, closing(engine.connect(target, isolation_level=None)) as copy:
+    with SqliteEngine(source).peeking() as reader, closing(engine.connect(target, isolation_level=None)) as copy:
         size = reader.execute("PRAGMA page_size").fetchone()[0]
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")

@@ -15,6 +15,10 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+# Of all times that there are as text the first and the last.
+FIRST, LAST = "0001-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z"
+
+
 def to_text(moment: datetime) -> str:
     """`YYYY-MM-DDTHH:MM:SS.ffffffZ`: sorts as text in the order of time. `moment` must be aware."""
     return f"{moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"

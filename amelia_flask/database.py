@@ -1,241 +1,200 @@
-"""Opens the database: SQLite with its pragmas set and read back, pooled for readers, single for the writer.
+"""What the service asks of a database, whichever engine keeps it: prepared queries, short reads, one door for writes.
 
-Nothing is opened when a database object is made, only when it is first used; so a process may make one, fork,
-and leave each child with connections of its own.
+The engines are in `sqlite.py` and `postgres.py`; `engines.py` says which one the settings name.
 """
 
-import math
-import os
-import threading
-import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
 
 import peewee
-from peewee import sqlite3 as engine  # pysqlite3 where it is installed
-from playhouse.pool import MaxConnectionsExceeded, PooledSqliteDatabase
+from peewee import psycopg  # None where it is not installed
+from peewee import sqlite3 as sqlite  # pysqlite3 where it is installed
+from playhouse.pool import MaxConnectionsExceeded
 
-from amelia_flask.errors import DatabaseUnavailable, SchemaError
+from amelia_flask.errors import DatabaseUnavailable
 
 BUSY_TIMEOUT_MS = 5000
 POOL_WAIT_SECONDS = 5
 # No read of the service takes longer than a few milliseconds; one that does is ended, for the sake of the others.
 READ_SECONDS = 5.0
-STEPS_BETWEEN_LOOKS = 10_000
 
-# Pragma, what it is set to, what reading it back must give.
-PRAGMAS: tuple[tuple[str, str | int, str | int], ...] = (
-    ("busy_timeout", BUSY_TIMEOUT_MS, BUSY_TIMEOUT_MS),
-    ("journal_mode", "wal", "wal"),
-    ("foreign_keys", 1, 1),
-    ("synchronous", "full", 2),
-    ("journal_size_limit", 64 * 1024 * 1024, 64 * 1024 * 1024),
-    ("temp_store", "memory", 2),
-)
-READER_PRAGMAS = (*PRAGMAS, ("cache_size", -2000, -2000), ("query_only", 1, 1))
-WRITER_PRAGMAS = (*PRAGMAS, ("cache_size", -16000, -16000), ("wal_autocheckpoint", 8000, 8000))
-
-File = tuple[int, int] | None  # device and inode, None where there is none
 Row = Any  # a tuple in the order of the query's columns
 
+_DRIVERS = [sqlite, psycopg] if psycopg else [sqlite]
 # What a database that is locked, full, away or broken may raise, and of these what tells of a statement at fault.
-FAULTS = (peewee.PeeweeException, engine.Error, OSError)
-MISTAKES = (
-    *(peewee.IntegrityError, peewee.DataError, peewee.ProgrammingError),
-    *(engine.IntegrityError, engine.DataError, engine.ProgrammingError),
+FAULTS = (peewee.PeeweeException, OSError, *(driver.Error for driver in _DRIVERS))
+MISTAKES = tuple(
+    getattr(module, name)
+    for module in (peewee, *_DRIVERS)
+    for name in ("IntegrityError", "DataError", "ProgrammingError")
 )
 
+# What a lock between processes is for. `writer` is held around each transaction that writes on SQLite, whose own lock
+# is not fair: a process that commits back to back can starve another for seconds; on every engine it is held around
+# changes of the schema. `serving` is shared by the processes of a server from its start to its end, and held alone by
+# what replaces the database; `retention` by the one that prunes.
+WRITER = "writer"
+SERVING = "serving"
+RETENTION = "retention"
 
-class Files(NamedTuple):
-    """What a database consists of while it is in use: itself, its log, and what its users share."""
 
-    database: File
-    log: File
-    shared: File
+class Lock(ABC):
+    """A lock between processes, which falls to the next when its holder dies."""
 
+    @abstractmethod
+    def held(self, seconds: float | None = None) -> AbstractContextManager[None]:
+        """Hold the lock, however long it takes to get it.
 
-class _Connection(engine.Connection):
-    """A connection that remembers which files it opened, and until when it may work on the read it was lent for."""
+        With `seconds` it raises DatabaseUnavailable when it was not to be had within them.
+        """
 
-    files = Files(None, None, None)
-    deadline = math.inf
+    @abstractmethod
+    def keep(self) -> None:
+        """Hold the lock alone until `close`. Raises DatabaseUnavailable while somebody else holds it."""
 
+    @abstractmethod
     def close(self) -> None:
-        """Let go of the files."""
-        with _registering:
-            _connections.discard(self)
-        super().close()
-
-    def is_late(self) -> bool:
-        """Called by SQLite now and then while a statement runs, which ends there if this is true."""
-        return time.monotonic() > self.deadline
+        """Let go of it."""
 
 
-class SqliteExtDatabase(PooledSqliteDatabase):
-    """Pooled SQLite in WAL mode whose connections are refused unless every pragma took.
+class Door(ABC):
+    """The one connection through which a process writes, and what its engine wants done around a transaction."""
 
-    It opens an existing file only: a file that vanished under a running service is an error, never a new and
-    empty record. A connection to a file that was moved away is not lent again: what it wrote would be lost.
-    """
+    db: Any
 
-    def __init__(self, path: Path, pragmas: tuple[tuple[str, str | int, str | int], ...], connections: int) -> None:
-        self.path = path
-        self._name = str(path)
-        self._expected = pragmas
-        super().__init__(
-            f"{path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            max_connections=connections,
-            timeout=POOL_WAIT_SECONDS,
-            lock_type="IMMEDIATE",
-            check_same_thread=False,
-            autoconnect=False,
-            factory=self._open,
-            field_types={"UTC_TIMESTAMP": "TEXT"},
-        )
+    @abstractmethod
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keep the other processes of this machine from writing, where that is not the engine's own work."""
 
-    def _add_conn_hooks(self, conn: Any) -> None:
-        super()._add_conn_hooks(conn)
-        for name, value, expected in self._expected:
-            conn.execute(f"PRAGMA {name} = {value}")
-            found = conn.execute(f"PRAGMA {name}").fetchone()[0]
-            if found != expected:
-                raise SchemaError(f"The database does not take {name}={value} (it stays {found}).")
-        conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()  # makes the log, where there was none
-        conn.files = files_of(self._name)
-        with _registering:
-            _connections.add(conn)
-        conn.set_progress_handler(conn.is_late, STEPS_BETWEEN_LOOKS)
+    @abstractmethod
+    def open(self) -> None:
+        """Have a connection that is fit to write on. Raises what the engine raises, and DatabaseUnavailable."""
 
-    def _open(self, *args: Any, **kwargs: Any) -> _Connection:
-        """Called by the engine. Opening what does not belong together, and closing it again, would already mix it."""
-        found = files_of(self._name)
-        with _registering:
-            problems = [problem for other in _connections if (problem := displaced(other.files, found))]
-        if problems:
-            raise DatabaseUnavailable(problems[0])
-        return _Connection(*args, **kwargs)
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the connection, whatever state it is in."""
+
+    def finish(self) -> None:
+        """Let go of everything."""
+        self.close()
+
+    @abstractmethod
+    def begin(self, workflows: Collection[str], is_mixed: bool) -> None:
+        """Begin a transaction that changes these workflows; `is_mixed` where it may change anything else too."""
 
     @property
-    def files(self) -> Files:
-        """What this thread's connection opened."""
-        opened: Files = self.connection().files
-        return opened
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether there is a transaction."""
 
-    def _is_closed(self, conn: Any) -> bool:
-        if not super()._is_closed(conn) and conn.files.database == _file(self._name):
-            return False
-        conn.close()
+    @property
+    @abstractmethod
+    def is_sound(self) -> bool:
+        """Whether there is a transaction in which another statement may follow."""
+
+    @property
+    @abstractmethod
+    def written(self) -> int:
+        """A number that is another one after something was written."""
+
+    @property
+    @abstractmethod
+    def is_lost(self) -> bool:
+        """Whether the connection broke, so that nobody can tell how a COMMIT ended."""
+
+    def is_rivalry(self, _error: BaseException) -> bool:
+        """Whether the transaction failed only because of others at the same time, so that it is tried again."""
+        return False
+
+    def problem(self) -> str | None:
+        """What another program has done to the database, which then is written no more."""
+        return None
+
+    def look_after(self) -> None:  # noqa: B027 - there may be nothing to look after
+        """Called now and then while nothing is written."""
+
+
+class Listener(ABC):
+    """Hears of events that any process stores, on whichever host, while it lives."""
+
+    @property
+    @abstractmethod
+    def hears(self) -> bool:
+        """Whether nothing is missed at the moment."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Hear no more."""
+
+
+class Engine(ABC):
+    """Where the record is kept. Making one opens nothing; as text it is what people are told of it."""
+
+    mode: Literal["wal", "postgresql"]
+
+    @abstractmethod
+    def open_readers(self, connections: int) -> Any:
+        """A pool of at most `connections` that can read and nothing else."""
+
+    @abstractmethod
+    def open_writer(self) -> Any:
+        """One connection that may write, for set-up and upkeep."""
+
+    @abstractmethod
+    def open_door(self) -> Door:
+        """The way in for a writer."""
+
+    def listen(self, _wake: Callable[[], None]) -> Listener | None:
+        """Call `wake` after each commit that stores events; None where the engine tells nobody of commits."""
+        return None
+
+    @abstractmethod
+    def peeking(self) -> AbstractContextManager[Any]:
+        """Lend the driver's own connection that changes nothing, whoever the database belongs to."""
+
+    @abstractmethod
+    def lock(self, purpose: str) -> Lock:
+        """A lock between all processes that use this database."""
+
+    @abstractmethod
+    def check_place(self) -> None:
+        """Raises SchemaError, with a sentence, where there can be no database."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether there is a database, empty or not."""
+
+    @abstractmethod
+    def create(self) -> None:
+        """Make an empty database where there is none; one that is there is not opened to others any further."""
+
+    @abstractmethod
+    def names(self, connection: Any) -> set[str]:
+        """The names of the tables and indexes that are there."""
+
+    @abstractmethod
+    def columns(self, connection: Any, table: str) -> set[str]:
+        """The names of a table's columns; none where there is no such table."""
+
+    @abstractmethod
+    def version(self) -> str:
+        """The engine and its version, as far as it is known."""
+
+    def is_mended(self) -> bool:
+        """Whether several processes may write at once without harm."""
         return True
 
+    def begin_serving(self) -> None:  # noqa: B027 - where nothing can replace a database, there is nothing to do
+        """Keep away what would replace the database, until this process and its children have ended.
 
-# Those of this process that are open. While one is, SQLite takes none of the files away.
-_connections: "weakref.WeakSet[_Connection]" = weakref.WeakSet()
-_registering = threading.Lock()
-
-
-def files_of(path: str) -> Files:
-    """What is there now. As little as can be: every group of writes begins with it."""
-    return Files(_file(path), _file(path + "-wal"), _file(path + "-shm"))
-
-
-def displaced(opened: Files, found: Files) -> str | None:
-    """What another program has done to files that are in use, where they do not belong together any more.
-
-    A database that was replaced together with its log is none of these cases.
-    """
-    if found == opened or None in opened:
-        return None
-    if found.database == opened.database:
-        return "The log of the database was taken away or replaced by another program: restart the service."
-    if found.log == opened.log:
-        return (
-            "The database was moved or replaced by another program, but not its log: stop the service to mend that."
-        )
-    return None
-
-
-def _file(path: str) -> File:
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def open_readers(path: Path, connections: int) -> SqliteExtDatabase:
-    """A pool of at most `connections` that can read and nothing else."""
-    return SqliteExtDatabase(path, READER_PRAGMAS, connections)
-
-
-def open_writer(path: Path) -> SqliteExtDatabase:
-    """One connection that may write, for the writer and for schema set-up."""
-    return SqliteExtDatabase(path, WRITER_PRAGMAS, 1)
-
-
-def check_place(path: Path) -> None:
-    """Raises SchemaError, with a sentence, where there can be no database at `path`; makes its folder, if need be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        problem = _problem_of_place(path)
-    except OSError as error:
-        problem = f"the folder {path.parent} cannot be made or entered ({error.strerror})"
-    if problem:
-        raise SchemaError(f"The database {path} cannot be set up: {problem}.")
-
-
-def _problem_of_place(path: Path) -> str | None:
-    if path.is_dir():
-        return "it is a folder"
-    if path.exists() and not path.is_file():
-        return "it is no regular file"
-    for needed in (path.parent, path):
-        if needed.exists() and not os.access(needed, os.R_OK | os.W_OK):
-            return f"{needed} cannot be written by this user (uid {os.geteuid()})"
-    return None
-
-
-def create_file(path: Path) -> None:
-    """Make the database file, readable by its owner alone; an existing one is narrowed to that.
-
-    An existing one is never opened here: closing a plain file descriptor would drop SQLite's locks.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        path.chmod(0o600)
+        Raises SchemaError while that is being done.
+        """
 
 
 @contextmanager
-def peeking(path: Path) -> Iterator[engine.Connection]:
-    """Lend a connection that changes nothing of the file, whoever it belongs to."""
-    connection = engine.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_MS / 1000)
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def engine_version() -> str:
-    """The version of the SQLite library in use."""
-    return str(engine.sqlite_version)
-
-
-def engine_is_mended(version: str | None = None) -> bool:
-    """Whether this SQLite is free of the WAL-reset bug: 3.44.6, 3.50.7, or 3.51.3 and later.
-
-    On others two connections that write and checkpoint at one moment can lose committed rows
-    (https://sqlite.org/wal.html, "the WAL-reset bug").
-    """
-    parts = tuple(int(part) for part in (version or engine_version()).split("."))
-    return parts >= (3, 51, 3) or (3, 50, 7) <= parts < (3, 51) or (3, 44, 6) <= parts < (3, 45)
-
-
-@contextmanager
-def reading(db: SqliteExtDatabase) -> Iterator[SqliteExtDatabase]:
+def reading(db: Any) -> Iterator[Any]:
     """Lend this thread a connection for one short read, all of which sees the same moment.
 
     Raises DatabaseUnavailable when there is none, and when the read takes longer than READ_SECONDS. A connection on
@@ -244,13 +203,11 @@ def reading(db: SqliteExtDatabase) -> Iterator[SqliteExtDatabase]:
     try:
         db.connect()
         try:
-            connection = db.connection()
-            connection.deadline = time.monotonic() + READ_SECONDS
-            connection.execute("BEGIN")
+            db.begin_read()
             try:
                 yield db
             finally:
-                connection.execute("COMMIT")
+                db.connection().execute("COMMIT")
         except FAULTS:
             db.manual_close()
             raise
@@ -276,13 +233,17 @@ class Prepared:
     It goes straight to the engine's connection and raises what that raises, not Peewee's twins of it.
     """
 
-    def __init__(self, build: Callable[[], Any]) -> None:
+    def __init__(self, build: Callable[[], Any], at_once: str = "") -> None:
+        """`at_once`: what `run_all` says to PostgreSQL, with an array of the values of each `param`."""
         self._build = build
+        self._at_once = at_once
         self._compiled: dict[type, tuple[str, list[Any]]] = {}
+        self._many: dict[type, str] = {}
 
     def run(self, db: Any, /, **values: Any) -> list[Row]:
         """All rows of the result, or of RETURNING. `values` names every `param` of the query."""
-        rows: list[Row] = self._execute(db, values).fetchall()
+        cursor = self._execute(db, values)
+        rows: list[Row] = cursor.fetchall() if cursor.description else []
         return rows
 
     def run_within(self, db: Any, most: int, size: Callable[[Row], int], **values: Any) -> tuple[list[Row], bool]:
@@ -296,10 +257,18 @@ class Prepared:
             rows.append(row)
         return rows, False
 
-    def run_many(self, db: Any, rows: list[Row]) -> None:
-        """Run once for each row; a row holds the values of the `param`s in the order in which they appear."""
+    def run_many(self, db: Any, rows: Collection[Row]) -> None:
+        """Insert all rows; a row holds the values of the `param`s in the order in which they appear."""
+        sql = self._many.get(type(db)) or self._many.setdefault(type(db), db.compile_many(self._build()))
+        db.insert_many(sql, rows)
+
+    def run_all(self, db: Any, rows: Collection[Row]) -> list[Row]:
+        """All rows of all results of running once for each row, in any order."""
+        if not rows:
+            return []
         sql, _ = self._compiled.get(type(db)) or self._compile(db)
-        db.connection().executemany(sql, rows)
+        found: list[Row] = db.run_all(sql, self._at_once, rows)
+        return found
 
     def _execute(self, db: Any, values: dict[str, Any]) -> Any:
         sql, params = self._compiled.get(type(db)) or self._compile(db)

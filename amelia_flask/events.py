@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct
+from peewee import SQL
 
-from amelia_flask import clock
+from amelia_flask import clock, stages
 from amelia_flask.database import Prepared, Row, param
-from amelia_flask.errors import IdReused, NotFound
+from amelia_flask.errors import AmeliaError, IdReused, NotFound
 from amelia_flask.fields import (
     Id,
     JsonObject,
@@ -20,12 +21,11 @@ from amelia_flask.fields import (
     object_from_text,
     object_to_text,
 )
-from amelia_flask.models import Event, EventPosition, OpenStage, Workflow
+from amelia_flask.models import Event, EventPosition, Workflow
 from amelia_flask.redaction import may_hold_secret, redact, same_json, same_text
 
 MAX_BATCH = 1000
 MAX_LINES = 10_000
-LONGEST_STAGE = 200
 SERVICE = "system"  # the agent of the events that the service itself writes
 
 # These tell of moves and creation; only the service writes them, so that replaying them gives the status.
@@ -111,11 +111,37 @@ class NewRow(NamedTuple):
     correlation_id: str | None
 
 
+class SameIds(Exception):
+    """Two appends that are carried out at once hold the same new id."""
+
+
 class Arrived(NamedTuple):
     """An event as it was sent, and as it will be stored."""
 
     event: NewEvent
     row: NewRow
+
+
+Append = tuple[str, Sequence[Arrived]]  # the id of the workflow, and what is to be stored there
+Places = dict[str, Appended]  # by the id of the event
+
+
+class _Plan(Struct):
+    """What an append comes to: the rows that are new, and where the others stand; or why it is refused."""
+
+    workflow_id: str
+    new: Sequence[Arrived]
+    fresh: dict[str, NewRow]
+    known: Places
+    refused: AmeliaError | None = None
+
+    def outcome(self, stored: Places) -> AppendedEvents | AmeliaError:
+        if self.refused is not None:
+            return self.refused
+        if any(row_id not in stored for row_id in self.fresh):
+            return NotFound()
+        places = [self.known.get(row.id) or stored[row.id] for _, row in self.new]
+        return AppendedEvents(places, len(self.new) - len(self.fresh))
 
 
 COLUMNS = (
@@ -132,20 +158,34 @@ COLUMNS = (
     Event.correlation_id,
 )
 
-_stored = Prepared(lambda: Event.select(*COLUMNS).where(Event.id == param("id")))
+_NAMES = ", ".join(column.column_name for column in COLUMNS)
+_stored = Prepared(
+    lambda: Event.select(*COLUMNS).where(Event.id == param("id")),
+    f"SELECT {_NAMES} FROM events WHERE id = ANY(%s::text[])",  # noqa: S608 - the columns of the model
+)
 _take_sequences = Prepared(
     lambda: (
-        Workflow.update(last_sequence=Workflow.last_sequence + param("count"), updated_at=param("now"))
+        Workflow.update(updated_at=param("now"), last_sequence=Workflow.last_sequence + param("count"))
         .where(Workflow.id == param("workflow"))
-        .returning(Workflow.last_sequence)
-    )
+        .returning(Workflow.id, Workflow.last_sequence)
+    ),
+    """
+    UPDATE workflows SET last_sequence = last_sequence + taken.count, updated_at = taken.moment
+    FROM unnest(%s::timestamptz[], %s::bigint[], %s::text[]) AS taken (moment, count, id)
+    WHERE workflows.id = taken.id RETURNING workflows.id, workflows.last_sequence
+    """,
 )
 _take_positions = Prepared(
     lambda: (
         EventPosition.update(value=EventPosition.value + param("count"))
-        .where(EventPosition.id == 1)
+        .where(EventPosition.id == SQL("1"))
         .returning(EventPosition.value)
-    )
+    ),
+    # With the commit it wakes those that wait for events, on every host.
+    """
+    UPDATE event_position SET value = value + taken.count FROM unnest(%s::bigint[]) AS taken (count)
+    WHERE id = 1 RETURNING value, pg_notify('amelia_flask_events', '')
+    """,
 )
 _insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
 _this_workflow = Workflow.id == param("workflow")
@@ -164,12 +204,6 @@ _remove = Prepared(
     )
 )
 _workflow_exists = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("workflow")))
-_open_stage = Prepared(
-    lambda: OpenStage.replace(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
-)
-_close_stage = Prepared(
-    lambda: OpenStage.delete().where((OpenStage.workflow == param("workflow")) & (OpenStage.stage == param("stage")))
-)
 
 
 def arrived(new: Sequence[NewEvent], redacts: bool = True) -> list[Arrived]:
@@ -184,17 +218,23 @@ def append(tx: Any, workflow_id: str, new: Sequence[Arrived]) -> AppendedEvents:
     An event whose id is stored already with the same content is not stored again and answers with where it
     stands. Raises NotFound, and IdReused for an id that is taken by other content.
     """
-    places: dict[str, Appended] = {}
-    fresh: dict[str, NewRow] = {}
-    for event, row in new:
-        place = _twin(tx, workflow_id, event, row, fresh) if event.id is not None else None
-        if place is not None:
-            places[row.id] = place
-        elif row.id not in fresh:
-            fresh[row.id] = row
-    if fresh:
-        places.update((place.id, place) for place in _store(tx, workflow_id, list(fresh.values())))
-    return AppendedEvents([places[row.id] for _, row in new], len(new) - len(fresh))
+    (outcome,) = append_all(tx, [(workflow_id, new)])
+    if isinstance(outcome, AmeliaError):
+        raise outcome
+    return outcome
+
+
+def append_all(tx: Any, appends: list[Append]) -> list[AppendedEvents | AmeliaError]:
+    """Carry out several appends at once; the outcome of each, or what `append` would raise.
+
+    Raises SameIds where two of them hold the same id: one of them must be carried out after the other.
+    """
+    ids = [(event.id,) for _, new in appends for event, _ in new if event.id is not None]
+    stored = {row[0]: from_row(row) for row in _stored.run_all(tx, ids)}
+    plans = [_plan(tx, workflow_id, new, stored) for workflow_id, new in appends]
+    _refuse_same_ids(plans)
+    stored_places = _store(tx, [(plan.workflow_id, list(plan.fresh.values())) for plan in plans if plan.fresh])
+    return [plan.outcome(stored_places) for plan in plans]
 
 
 def append_own(
@@ -209,7 +249,8 @@ def append_own(
     """Store an event of the service itself, whose id must be new, in the transaction of what it tells of."""
     text = msgspec.json.encode(data).decode() if data else None
     row = NewRow(event_id or clock.new_id(), now, SERVICE, event_type, "info", message, text, None)
-    _store(tx, workflow_id, [row])
+    if not _store(tx, [(workflow_id, [row])]):
+        raise NotFound
     return get(tx, row.id)
 
 
@@ -252,17 +293,42 @@ def _row(event: NewEvent, now: str) -> NewRow:
     )
 
 
-def _twin(tx: Any, workflow_id: str, event: NewEvent, row: NewRow, fresh: dict[str, NewRow]) -> Appended | None:
+def _plan(tx: Any, workflow_id: str, new: Sequence[Arrived], stored: dict[str, StoredEvent]) -> _Plan:
+    plan = _Plan(workflow_id, new, {}, {})
+    try:
+        for event, row in new:
+            place = _twin(tx, workflow_id, event, row, plan.fresh, stored) if event.id is not None else None
+            if place is not None:
+                plan.known[row.id] = place
+            else:
+                plan.fresh.setdefault(row.id, row)
+    except (IdReused, NotFound) as refused:
+        return _Plan(workflow_id, new, {}, {}, refused)
+    return plan
+
+
+def _refuse_same_ids(plans: list[_Plan]) -> None:
+    if len({row_id for plan in plans for row_id in plan.fresh}) < sum(len(plan.fresh) for plan in plans):
+        raise SameIds
+
+
+def _twin(
+    tx: Any,
+    workflow_id: str,
+    event: NewEvent,
+    row: NewRow,
+    fresh: dict[str, NewRow],
+    stored: dict[str, StoredEvent],
+) -> Appended | None:
     """Where an event with this id and content stands already, None where there is none or it is in this batch."""
     earlier = fresh.get(row.id)
     if earlier is not None:
         if not _same(row, earlier, event.timestamp is not None):
             raise IdReused(id=row.id)
         return None
-    stored = _stored.run(tx, id=row.id)
-    if not stored:
+    found = stored.get(row.id)
+    if found is None:
         return None
-    found = from_row(stored[0])
     kept = NewRow(
         found.id,
         found.timestamp,
@@ -294,37 +360,38 @@ def _same(row: NewRow, kept: NewRow, has_timestamp: bool) -> bool:
     return rest == kept and same_text(row.message, kept.message) and same_json(row.data_json, kept.data_json)
 
 
-def _store(tx: Any, workflow_id: str, rows: list[NewRow]) -> list[Appended]:
-    """Give the rows their numbers and insert them. The position is taken last: its row is everybody's."""
+def _store(tx: Any, appends: list[tuple[str, list[NewRow]]]) -> Places:
+    """Give the rows their numbers and insert them; where they stand, without those of workflows that there are not.
+
+    The position is taken last: its row is everybody's.
+    """
+    counts: dict[str, int] = {}
+    for workflow_id, rows in appends:
+        counts[workflow_id] = counts.get(workflow_id, 0) + len(rows)
     now = clock.to_text(clock.now())
-    taken = _take_sequences.run(tx, workflow=workflow_id, count=len(rows), now=now)
-    if not taken:
-        raise NotFound
-    sequence = taken[0][0] - len(rows)
-    position = _take_positions.run(tx, count=len(rows))[0][0] - len(rows)
-    places = [Appended(row.id, sequence + n, position + n) for n, row in enumerate(rows, 1)]
+    taken = _take_sequences.run_all(tx, [(now, count, workflow_id) for workflow_id, count in counts.items()])
+    sequences = {workflow_id: last - counts[workflow_id] for workflow_id, last in taken}
+    numbered = []
+    for workflow_id, rows in appends:
+        if workflow_id in sequences:
+            numbered += [(workflow_id, sequences[workflow_id] + n, row) for n, row in enumerate(rows, 1)]
+            sequences[workflow_id] += len(rows)
+    return _insert_all(tx, numbered) if numbered else {}
+
+
+def _insert_all(tx: Any, numbered: list[tuple[str, int, NewRow]]) -> Places:
+    position = _take_positions.run_all(tx, [(len(numbered),)])[0][0] - len(numbered)
     _insert.run_many(
         tx,
         [
-            (row.id, workflow_id, place.sequence, place.position, *row[1:])
-            for row, place in zip(rows, places, strict=True)
+            (row.id, workflow_id, sequence, position + n, *row[1:])
+            for n, (workflow_id, sequence, row) in enumerate(numbered, 1)
         ],
     )
-    for row, place in zip(rows, places, strict=True):
-        if row.event_type in ("stage_started", "stage_completed"):
-            _note_stage(tx, workflow_id, row, place.sequence)
-    return places
-
-
-def _note_stage(tx: Any, workflow_id: str, row: NewRow, sequence: int) -> None:
-    """Keep the open stages by name: starting one again renews it, completing it ends it however often started."""
-    stage = msgspec.json.decode(row.data_json or "{}").get("stage")
-    if not isinstance(stage, str) or not 0 < len(stage) <= LONGEST_STAGE:
-        return
-    if row.event_type == "stage_started":
-        _open_stage.run(tx, workflow=workflow_id, stage=stage, sequence=sequence)
-    else:
-        _close_stage.run(tx, workflow=workflow_id, stage=stage)
+    for workflow_id, sequence, row in numbered:
+        if row.event_type in stages.TYPES:
+            stages.note(tx, workflow_id, row.event_type, row.data_json, sequence)
+    return {row.id: Appended(row.id, sequence, position + n) for n, (_, sequence, row) in enumerate(numbered, 1)}
 
 
 def from_row(row: Row) -> StoredEvent:

@@ -8,7 +8,7 @@ import psutil
 from msgspec import Struct
 
 from amelia_flask import __version__, clock, schema, summaries
-from amelia_flask.database import Prepared, engine_is_mended, engine_version, param
+from amelia_flask.database import Prepared, param
 from amelia_flask.errors import AmeliaError, DatabaseUnavailable, NotReady
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import HealthCheck
@@ -42,7 +42,7 @@ class DatabaseHealth(Struct, kw_only=True):
     """Healthy: written, read back and deleted. Degraded: can be read alone. Unhealthy: neither."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
-    mode: Literal["wal", "postgresql"] = "wal"
+    mode: Literal["wal", "postgresql"]
     error: str | None
     engine: str
     engine_is_mended: bool
@@ -136,9 +136,10 @@ def _check_database(ledger: Ledger) -> DatabaseHealth:
     writer = ledger.writer
     return DatabaseHealth(
         status=status,
+        mode=ledger.engine.mode,
         error=error,
-        engine=f"SQLite {engine_version()}",
-        engine_is_mended=engine_is_mended(),
+        engine=ledger.engine.version(),
+        engine_is_mended=ledger.engine.is_mended(),
         writer=WriterHealth(writer.waiting, writer.commits, writer.failure),
     )
 

@@ -7,19 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from amelia_flask.database import WRITER, Lock
 from amelia_flask.errors import DatabaseUnavailable
 
 POLL_SECONDS = 0.05
 
-# What a lock is for. `writer` is held around each transaction that writes: SQLite's own lock is not fair, and a
-# process that commits back to back can starve another for seconds. `serving` is shared by the processes of a server
-# from its start to its end, and held alone by what replaces the database; `retention` by the one that prunes.
-WRITER = "writer"
-SERVING = "serving"
-RETENTION = "retention"
 
-
-class FileLock:
+class FileLock(Lock):
     """`flock` on a side file of the database, one file for each purpose; those who wait are woken in their turn."""
 
     def __init__(self, database: Path, purpose: str = WRITER) -> None:

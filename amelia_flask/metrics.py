@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import peewee
 
-from amelia_flask import __version__, backup, clock, writer
+from amelia_flask import __version__, backup, clock, groups, writer
 from amelia_flask.counters import Histogram, Numbers, process_starts
-from amelia_flask.database import Prepared, Row, engine_version, param
+from amelia_flask.database import Prepared, Row, param
 from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import ACTIVE, EventPosition, FinishedWorkflows, Status, UsageByDay, Workflow
@@ -109,7 +109,7 @@ class Requests:
 # Made when the module is imported, which a server does before it forks: only so the processes share it.
 requests = Requests()
 
-BUILD = Metric("amelia_build_info", "gauge", ("version", "python", "sqlite"), "Always 1; the labels say what runs.")
+BUILD = Metric("amelia_build_info", "gauge", ("version", "python", "engine"), "Always 1; the labels say what runs.")
 REQUESTS = Metric(
     "amelia_http_requests_total", "counter", ("route", "method", "status"), "Requests that were answered."
 )
@@ -178,15 +178,15 @@ def text(ledger: Ledger) -> str:
 
 def collect(ledger: Ledger) -> Iterator[tuple[Metric, list[Any]]]:
     """Every metric with its samples; those of the database have none while that cannot be read."""
-    yield BUILD, [((__version__, platform.python_version(), engine_version()), 1)]
+    yield BUILD, [((__version__, platform.python_version(), ledger.engine.version()), 1)]
     counts, durations = requests.read()
     yield REQUESTS, counts
     yield DURATIONS, durations
     yield READERS, _plain(open_readers.everywhere)
     yield STARTS, _plain(process_starts.total)
     yield QUEUE, _plain(writer.queue_length.total)
-    yield GROUPS, [_distribution(writer.group_sizes)]
-    yield COMMITS, [_distribution(writer.commit_seconds)]
+    yield GROUPS, [_distribution(groups.group_sizes)]
+    yield COMMITS, [_distribution(groups.commit_seconds)]
     yield FAILURES, _plain(writer.failures.total)
     yield from _disk(ledger.settings.database_path)
     yield from _record(ledger)

@@ -20,6 +20,8 @@ from peewee import (
     ForeignKeyField,
     IntegerField,
     Model,
+    SchemaManager,
+    SqliteDatabase,
     TextField,
 )
 
@@ -68,12 +70,28 @@ class TimestampField(Field):
     field_type = "UTC_TIMESTAMP"
 
 
+class _Schema(SchemaManager):
+    """Creates a table as its engine has it: on SQLite in the order of its key, where it `is_clustered`; on PostgreSQL
+    with room for the next versions of rows, where these are changed all the time (`is_rewritten`).
+    """
+
+    def _create_table(self, *args: Any, **kwargs: Any) -> Any:
+        context = super()._create_table(*args, **kwargs)
+        if isinstance(self.database, SqliteDatabase):
+            return context.literal(" WITHOUT ROWID") if self._has("is_clustered") else context
+        return context.literal(" WITH (fillfactor = 50)") if self._has("is_rewritten") else context
+
+    def _has(self, option: str) -> bool:
+        return bool(getattr(self.model._meta, option, False))
+
+
 class Table(Model):
     """What every table shares."""
 
     class Meta:
         database = database
         legacy_table_names = False
+        schema_manager_class = _Schema
 
 
 class Workflow(Table):
@@ -104,6 +122,7 @@ class Workflow(Table):
 
     class Meta:
         table_name = "workflows"
+        is_rewritten = True
 
 
 _newest_first = (Workflow.created_at.desc(), Workflow.id.desc())
@@ -153,7 +172,7 @@ class Event(Table):
     class Meta:
         table_name = "events"
         primary_key = CompositeKey("workflow", "sequence")
-        without_rowid = True
+        is_clustered = True
 
 
 Event.add_index(Event.index(Event.workflow, Event.timestamp, name="idx_events_workflow"))
@@ -213,6 +232,7 @@ class EventPosition(Table):
 
     class Meta:
         table_name = "event_position"
+        is_rewritten = True
 
 
 class OpenStage(Table):
@@ -225,7 +245,7 @@ class OpenStage(Table):
     class Meta:
         table_name = "open_stages"
         primary_key = CompositeKey("workflow", "stage")
-        without_rowid = True
+        is_clustered = True
 
 
 OpenStage.add_index(OpenStage.index(OpenStage.workflow, OpenStage.sequence, name="idx_open_stages_sequence"))
@@ -247,8 +267,9 @@ class UsageByWorkflow(Table):
 
     class Meta:
         table_name = "usage_by_workflow"
+        is_rewritten = True
         primary_key = CompositeKey("workflow", "agent", "model")
-        without_rowid = True
+        is_clustered = True
 
 
 UsageByWorkflow.add_index(
@@ -276,8 +297,9 @@ class UsageByDay(Table):
 
     class Meta:
         table_name = "usage_by_day"
+        is_rewritten = True
         primary_key = CompositeKey("day", "model", "agent")
-        without_rowid = True
+        is_clustered = True
 
 
 class WorkflowsByDay(Table):
@@ -291,7 +313,8 @@ class WorkflowsByDay(Table):
 
     class Meta:
         table_name = "workflows_by_day"
-        without_rowid = True
+        is_rewritten = True
+        is_clustered = True
 
 
 class FinishedWorkflows(Table):
@@ -302,7 +325,8 @@ class FinishedWorkflows(Table):
 
     class Meta:
         table_name = "finished_workflows"
-        without_rowid = True
+        is_rewritten = True
+        is_clustered = True
 
 
 class ModelsByDay(Table):
@@ -316,8 +340,9 @@ class ModelsByDay(Table):
 
     class Meta:
         table_name = "models_by_day"
+        is_rewritten = True
         primary_key = CompositeKey("day", "model")
-        without_rowid = True
+        is_clustered = True
 
 
 class AccessToken(Table):
@@ -331,7 +356,7 @@ class AccessToken(Table):
 
     class Meta:
         table_name = "access_tokens"
-        without_rowid = True
+        is_clustered = True
 
 
 class PrunedWorkflow(Table):
@@ -341,7 +366,7 @@ class PrunedWorkflow(Table):
 
     class Meta:
         table_name = "pruned_workflows"
-        without_rowid = True
+        is_clustered = True
 
 
 TABLES = (

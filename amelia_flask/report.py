@@ -149,8 +149,8 @@ _running = Prepared(
     lambda: Workflow.select(Workflow.started_at).where(
         Workflow.status.in_([str(status) for status in ACTIVE])
         & Workflow.started_at.is_null(False)
-        & (Workflow.created_at >= param("start"))
-        & (Workflow.created_at < param("after"))
+        & (Workflow.created_at >= param("first"))
+        & (Workflow.created_at <= param("last"))
     )
 )
 
@@ -247,8 +247,8 @@ def _summary(db: Any, wanted: Period, used: Used, created: dict[str, Any], now: 
 
 def _running_ms(db: Any, wanted: Period, now: datetime) -> int:
     """How long the active workflows that were created in the period have run."""
-    after = f"{_end(wanted)}U"  # sorts behind every time of that day, whose day is followed by "T"
-    rows = _running.run(db, start=_start(wanted), after=after)
+    first = f"{wanted.start}{clock.FIRST[10:]}" if wanted.start else clock.FIRST
+    rows = _running.run(db, first=first, last=f"{_end(wanted)}{clock.LAST[10:]}")
     return sum(clock.milliseconds(started_at, now) for (started_at,) in rows)
 
 

@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import peewee
 
 from amelia_flask import clock, rollups
-from amelia_flask.database import FAULTS, Prepared, engine_is_mended, open_writer, param
+from amelia_flask.database import FAULTS, RETENTION, Prepared, param
 from amelia_flask.errors import AmeliaError, DatabaseUnavailable
 from amelia_flask.ledger import Ledger
-from amelia_flask.lock import RETENTION, FileLock
 from amelia_flask.models import Event, HealthCheck, OpenStage, PrunedWorkflow, TokenUsage, Workflow
 from amelia_flask.progress import Step, Unit
 
@@ -73,7 +72,7 @@ class Limits(NamedTuple):
 _Place = tuple[str, str]  # when a workflow ended, and its id
 
 _workflow = Workflow.id == param("workflow")
-_first_place: _Place = ("", "")
+_first_place: _Place = (clock.FIRST, "")
 _ended = Prepared(
     lambda: (
         Workflow.select(Workflow.completed_at, Workflow.id)
@@ -246,7 +245,7 @@ class Retention:
             seconds = EVERY_SECONDS
 
     def _prune(self) -> None:
-        lock = FileLock(self._ledger.settings.database_path, RETENTION)
+        lock = self._ledger.engine.lock(RETENTION)
         with closing(lock), suppress(DatabaseUnavailable):
             lock.keep()
             self._prune_alone()
@@ -267,12 +266,12 @@ def _checkpoints(ledger: Ledger) -> Iterator[Callable[[], None]]:
 
     Pruning changes so many pages that the transaction that reaches the checkpoint's bound would take long.
     """
-    db = open_writer(ledger.settings.database_path)
+    db = ledger.engine.open_writer()
 
     def checkpoint() -> None:
-        if engine_is_mended():  # otherwise one connection alone may checkpoint
+        if ledger.engine.is_mended():  # otherwise one connection alone may checkpoint
             db.connect(reuse_if_open=True)
-            db.execute_sql("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            db.checkpoint()
 
     try:
         yield checkpoint
@@ -301,12 +300,12 @@ def _pages_of_long(ledger: Ledger, kept: Limits) -> Iterator[list[str]]:
 def _in_steps(ledger: Ledger, take: Callable[[Any, str], Iterator[Pruned]], workflows: list[str]) -> Iterator[Pruned]:
     """Take from one workflow after the other, in transactions that end when their time is up."""
     while workflows:
-        pruned, done = ledger.write(_step, take, workflows)
+        pruned, done = ledger.write_to(workflows, _step, take)
         workflows = workflows[done:]
         yield pruned
 
 
-def _step(tx: Any, take: Callable[[Any, str], Iterator[Pruned]], workflows: list[str]) -> tuple[Pruned, int]:
+def _step(tx: Any, workflows: list[str], take: Callable[[Any, str], Iterator[Pruned]]) -> tuple[Pruned, int]:
     """What was taken until the time was up, and of how many workflows all that there is to take."""
     deadline = time.monotonic() + STEP_SECONDS
     total = Pruned()

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
@@ -26,19 +25,17 @@ from gunicorn.workers.gthread import TConn
 from amelia_flask import counters, logs, schema, tokens
 from amelia_flask.app import create_app
 from amelia_flask.connections import ConnectionWorker, most_connections
-from amelia_flask.database import check_place, engine_is_mended, engine_version
+from amelia_flask.database import Engine
+from amelia_flask.engines import engine_of
 from amelia_flask.errors import (
     AmeliaError,
     BadRequest,
-    DatabaseUnavailable,
     HeadersTooLarge,
     InternalError,
-    SchemaError,
     SettingsError,
     UriTooLong,
 )
 from amelia_flask.ledger import Ledger
-from amelia_flask.lock import SERVING, FileLock
 from amelia_flask.retention import Retention
 from amelia_flask.settings import Settings
 from amelia_flask.web.access import HEADERS, REQUEST_ID, new_request_id
@@ -57,10 +54,10 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 def options(settings: Settings) -> dict[str, Any]:
     """gunicorn's options for these settings. Raises SettingsError for more processes than the engine bears."""
     level = settings.log_level
-    held = FileLock(settings.database_path, SERVING)  # as long as this dictionary: gunicorn keeps what is in it
+    engine = engine_of(settings)  # holds the database as long as this dictionary: gunicorn keeps what is in it
     return {
         "bind": bind_address(settings),
-        "workers": workers(settings),
+        "workers": workers(settings, engine),
         "threads": settings.threads,
         "worker_connections": most_connections(settings.threads),
         "worker_class": "amelia_flask.server.Worker",
@@ -72,7 +69,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "loglevel": level,
         "logger_class": Logger,
         "logconfig_dict": logs.config(level, settings.log_format),
-        "on_starting": lambda arbiter: or_exit(_begin, settings, held, arbiter),
+        "on_starting": lambda arbiter: or_exit(_begin, settings, engine, arbiter),
         "when_ready": lambda arbiter: or_exit(_begin_forking, settings, arbiter),
         "pre_fork": _before_fork,
         "post_fork": lambda _arbiter, worker: _begin_process(settings, worker),
@@ -87,30 +84,28 @@ def bind_address(settings: Settings) -> str:
     return f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 
 
-def workers(settings: Settings) -> int:
+def workers(settings: Settings, engine: Engine) -> int:
     """How many processes: two where there are two cores, one on an SQLite that cannot bear more."""
-    if engine_is_mended():
+    if engine.is_mended():
         return settings.workers or min(2, os.cpu_count() or 1)
     if settings.workers is not None and settings.workers > 1:
-        problem = f"SQLite {engine_version()} can lose rows with more than one process"
+        problem = f"{engine.version()} can lose rows with more than one process"
         raise SettingsError(f"AMELIA_WORKERS={settings.workers}, but {problem}.")
     return 1
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings, engine: Engine) -> None:
     """Bring the database up to date before any process is forked. Raises SchemaError.
 
     Raises SettingsError for a service that would ask for a token where there is none.
     """
-    schema.set_up(settings.database_path)
+    schema.set_up(engine)
     _check_token(settings)
-    if not engine_is_mended():
-        log.warning(
-            "SQLite %s has the WAL-reset bug: one process alone may write. Install pysqlite3.", engine_version()
-        )
+    if not engine.is_mended():
+        log.warning("%s has the WAL-reset bug: one process alone may write. Install pysqlite3.", engine.version())
 
 
-def _begin(settings: Settings, held: FileLock, starting: Any) -> None:
+def _begin(settings: Settings, engine: Engine, starting: Any) -> None:
     """Hold the database against being replaced, while any process of this server is alive; then prepare it.
 
     What would keep the server from listening is refused first, so that a start in vain leaves nothing behind.
@@ -118,9 +113,9 @@ def _begin(settings: Settings, held: FileLock, starting: Any) -> None:
     if not _inherits_listeners(starting):
         for address in starting.cfg.address:
             _check_address(address, starting.cfg.reuse_port)
-    check_place(settings.database_path)
-    _hold(settings.database_path, held)
-    prepare(settings)
+    engine.check_place()
+    engine.begin_serving()
+    prepare(settings, engine)
 
 
 def _inherits_listeners(starting: Any) -> bool:
@@ -148,23 +143,6 @@ def _why_not(host: str, port: int, error: OSError | UnicodeError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"Port {port} of {host} is in use by another program: stop that, or set AMELIA_PORT."
     return f"The service cannot listen on port {port} of {host}: {error.strerror}."
-
-
-def _hold(database: Path, held: FileLock) -> None:
-    """Beside other servers; alone on an engine that bears no second process."""
-    try:
-        held.share() if engine_is_mended() else held.keep()
-    except DatabaseUnavailable:
-        raise SchemaError(_why_not_held(database)) from None
-    except OSError as error:
-        raise SchemaError(f"The file {error.filename} cannot be opened: {error.strerror}.") from None
-
-
-def _why_not_held(database: Path) -> str:
-    if engine_is_mended():
-        return f"The database {database} is in use by what needs it alone: a restore, or a server on an old SQLite."
-    problem = f"SQLite {engine_version()} can lose rows with more than one process"
-    return f"The database {database} is in use by another server or a restore, and {problem}."
 
 
 def _check_token(settings: Settings) -> None:

@@ -13,6 +13,7 @@ from amelia_flask.errors import SettingsError
 
 PREFIX = "AMELIA_"
 _SWITCHES = frozenset({"require_token", "pin_workers", "redact"})
+_PATHS = frozenset({"database_path", "database_password_file"})
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 # A host name or address as a Host header has it, in lower case: the name, and the port, which is never compared.
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_-][a-z0-9._-]*)(?::[0-9]{1,5})?", re.ASCII)
@@ -24,7 +25,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Meta(ge=1, le=65535)] = 8420
     database_path: Path = msgspec.field(default_factory=lambda: default_database_path())
-    database_url: str = ""
+    database_url: str | None = None
+    database_password_file: Path | None = None
     workers: Annotated[int, Meta(ge=1, le=64)] | None = None
     threads: Annotated[int, Meta(ge=2, le=256)] = 16
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -88,7 +90,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
 def _plain(name: str, text: str) -> object:
     if name == "allowed_hosts":
         return [_host(entry.strip()) for entry in text.split(",") if entry.strip()]
-    if name == "database_path":
+    if name in _PATHS:
         return Path(text).expanduser()
     return {"on": "true", "off": "false"}.get(text, text) if name in _SWITCHES else text
 
@@ -111,7 +113,8 @@ def _sentence(problem: str) -> str:
 
 
 def _check(settings: Settings) -> None:
-    if settings.database_url:
-        raise SettingsError("AMELIA_DATABASE_URL is set, but this version keeps its record on SQLite only.")
+    url = settings.database_url
+    if url is not None and not url.startswith(("postgresql://", "postgres://")):
+        raise SettingsError("AMELIA_DATABASE_URL is malformed: Expected a URL that begins with postgresql://.")
     if str(settings.database_path) in {"", ".", ":memory:"}:
         raise SettingsError("AMELIA_DATABASE_PATH must name a file.")

@@ -10,9 +10,6 @@ from amelia_flask.errors import TooManyStreams
 from amelia_flask.ledger import Ledger
 from amelia_flask.timeline import EventPage
 
-# How soon a commit of another process is noticed; those of this process wake the readers at once.
-POLL_SECONDS = 0.1
-
 
 class OpenReaders:
     """Counts the readers that wait, in this process and in all that were forked from the one that made this."""
@@ -55,13 +52,13 @@ def page_or_wait(ledger: Ledger, read: Callable[[], EventPage], seconds: float) 
     Raises TooManyStreams where half the threads of this process wait already.
     """
     deadline = time.monotonic() + seconds
-    seen = ledger.writer.commits
+    seen = ledger.writer.news
     page = read()
     if page.events or seconds <= 0:
         return page
     settings = ledger.settings
     with open_readers.one(settings.waiting_readers, settings.max_streams):
         while not page.events and not ledger.stopping and (left := deadline - time.monotonic()) > 0:
-            seen = ledger.writer.wait_for_commit(seen, min(left, POLL_SECONDS))
+            seen = ledger.wait_for_news(seen, left)
             page = read()
     return page

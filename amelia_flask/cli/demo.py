@@ -7,6 +7,7 @@ import click
 from amelia_flask import clock, schema
 from amelia_flask import demo as example
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import from_environment
 
@@ -19,7 +20,7 @@ def demo() -> None:
     A database that holds anything already is refused.
     """
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     with closing(Ledger(settings)) as ledger:
         made = example.fill(ledger, clock.now())
     click.echo(f"{settings.database_path}: {made.workflows} workflows, {made.events} events,", nl=False)

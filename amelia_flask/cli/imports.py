@@ -7,6 +7,7 @@ import click
 
 from amelia_flask import schema
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.intake.transcripts import Format, files_of, store, survey
 from amelia_flask.ledger import Ledger
 from amelia_flask.progress import progress
@@ -51,7 +52,7 @@ def import_ndjson(paths: tuple[Path, ...]) -> None:
     holds. An import that was cut off goes on when it is repeated.
     """
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     with closing(Ledger(settings)) as ledger:
         refused = [sentence for path in paths for sentence in _import_lines(ledger, path)]
     if refused:
@@ -77,7 +78,7 @@ def _import_lines(ledger: Ledger, path: Path) -> list[str]:
 
 def _import_transcripts(form: Format, files: list[Path]) -> None:
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     length = sum(file.stat().st_size for file in files)
     with progress(f"Reading {len(files)} files", length) as step:
         found = survey(form, files, step)

@@ -6,6 +6,7 @@ import click
 
 from amelia_flask import repricing, schema
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.ledger import Ledger
 from amelia_flask.pricing import to_dollars
 from amelia_flask.progress import Unit, progress
@@ -24,7 +25,7 @@ def reprice(dry_run: bool) -> None:
     follow. Costs that were reported or computed stay as they are.
     """
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     with closing(Ledger(settings)) as ledger, progress("Pricing", repricing.count(ledger), RECORDS) as step:
         done = repricing.reprice(ledger, step, dry_run)
     for model, records in sorted(done.priced.items()):

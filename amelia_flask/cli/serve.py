@@ -7,6 +7,7 @@ import click
 
 from amelia_flask import schema
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.settings import Settings, from_environment
 
 
@@ -26,7 +27,7 @@ def serve() -> None:
 def init_db() -> None:
     """Make the database, or bring it up to date; doing it twice is harmless."""
     settings = from_environment()
-    applied = schema.set_up(settings.database_path)
+    applied = schema.set_up(engine_of(settings))
     done = f"applied {', '.join(applied)}" if applied else "is up to date"
     click.echo(f"{settings.database_path}: {done}")
 

@@ -8,6 +8,7 @@ import click
 
 from amelia_flask import schema, tokens
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import SCOPES
 from amelia_flask.settings import from_environment
@@ -61,5 +62,5 @@ def _write(change: Callable[..., Any], *arguments: Any) -> Any:
 
 def _ledger() -> Ledger:
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     return Ledger(settings)

@@ -9,10 +9,12 @@ import click
 from amelia_flask import audit, clock, retention, schema
 from amelia_flask import backup as backups
 from amelia_flask.cli.common import reports_errors
+from amelia_flask.engines import engine_of
 from amelia_flask.errors import FileRefused
 from amelia_flask.ledger import Ledger
 from amelia_flask.progress import progress
 from amelia_flask.settings import from_environment
+from amelia_flask.sqlite import SqliteEngine
 
 # A service that runs goes first.
 NICE = 10
@@ -31,7 +33,7 @@ def prune(dry_run: bool) -> None:
     days stay as they are. A service does this by itself every hour.
     """
     settings = from_environment()
-    schema.set_up(settings.database_path)
+    schema.set_up(engine_of(settings))
     with closing(Ledger(settings)) as ledger:
         if dry_run:
             click.echo(f"would take {retention.survey(ledger, clock.now())}")
@@ -83,17 +85,18 @@ def check(file: Path | None) -> None:
     Nothing is changed, and a service that runs goes on. One line says what is wrong for each finding; then the exit
     status is 1.
     """
-    path = file or from_environment().database_path
-    _size(path)
+    engine = SqliteEngine(file) if file else engine_of(from_environment())
+    if not engine.exists():
+        raise FileRefused(f"There is no database at {engine}.")
     os.nice(NICE)
     found = 0
     with progress("Checking", len(audit.CHECKS), audit.CHECKS_MADE) as step:
-        for finding in audit.check(path, step):
+        for finding in audit.check(engine, step):
             click.echo(finding)
             found += 1
     if found:
-        raise click.ClickException(f"{path}: {found} findings.")
-    click.echo(f"{path}: sound")
+        raise click.ClickException(f"{engine}: {found} findings.")
+    click.echo(f"{engine}: sound")
 
 
 def _size(database: Path) -> int:

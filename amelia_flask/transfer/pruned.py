@@ -5,11 +5,10 @@ What the pruned workflows left is what the sums by day hold beyond the workflows
 
 import operator
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from typing import Any
 
 from amelia_flask import clock, rollups, workflows
-from amelia_flask.database import Prepared, Row, param
+from amelia_flask.database import Prepared, param
 from amelia_flask.models import PrunedWorkflow, Workflow
 from amelia_flask.transfer.lines import DayLine, PrunedLine, WorkflowLine
 
@@ -49,7 +48,7 @@ class Kept:
 
 def pruned_lines(db: Any, kept: Kept) -> Iterator[PrunedLine]:
     """What retention took; no line where it took nothing."""
-    taken = [workflow_id for (workflow_id,) in stream(db, PrunedWorkflow.select().order_by(PrunedWorkflow.id))]
+    taken = [workflow_id for (workflow_id,) in db.rows_of(PrunedWorkflow.select().order_by(PrunedWorkflow.id))]
     if taken:
         yield PrunedLine(taken, list(_days(db, kept)))
 
@@ -76,7 +75,7 @@ def _sums_by_day(db: Any) -> Iterable[tuple[Key, Numbers]]:
     for model, keys, names in rollups.TABLES_BY_DAY:
         columns = [getattr(model, name) for name in (*keys, *names)]
         order = [getattr(model, name) for name in keys]
-        for row in stream(db, model.select(*columns).order_by(*order)):
+        for row in db.rows_of(model.select(*columns).order_by(*order)):
             yield row[: len(keys)], row[len(keys) :]
 
 
@@ -108,10 +107,3 @@ def _add_day(tx: Any, day: DayLine) -> None:
         rollups.add_pruned(tx, (day.day, model), tuple(numbers))
     for agent, model, *numbers in day.usage:
         rollups.add_pruned(tx, (day.day, agent, model), tuple(numbers))
-
-
-def stream(db: Any, query: Any) -> Iterator[Row]:
-    """The rows of a query, one at a time."""
-    sql, values = db.get_sql_context().sql(query).query()
-    with closing(db.connection().cursor()) as cursor:
-        yield from cursor.execute(sql, values)

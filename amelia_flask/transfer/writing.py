@@ -4,7 +4,6 @@ An export reads one moment, in one transaction of the database, because of rows 
 While it is open the write-ahead log cannot shrink, so the lines go to a file and never straight to a slow reader.
 """
 
-import math
 from collections.abc import Generator, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from amelia_flask.transfer.lines import (
     UsageLine,
     WorkflowLine,
 )
-from amelia_flask.transfer.pruned import Kept, pruned_lines, stream
+from amelia_flask.transfer.pruned import Kept, pruned_lines
 
 
 class Selection(NamedTuple):
@@ -68,7 +67,7 @@ def export(ledger: Ledger, wanted: Selection, step: Step) -> Generator[bytes, No
     DatabaseUnavailable.
     """
     with reading(ledger.readers) as db:
-        db.connection().deadline = math.inf  # it takes as long as the record is large
+        db.take_time()  # as long as the record is large
         for workflow_id in wanted.ids:
             if not _ids.run(db, id=workflow_id):
                 raise NotFound(f"There is no workflow {workflow_id}.")
@@ -81,7 +80,7 @@ def _lines(db: Any, wanted: Selection, step: Step) -> Iterator[Line]:
     end = End(_position.run(db)[0][0])  # the first read: it fixes the moment
     yield Header("amelia-flask", VERSION)
     passed = 0
-    for *row, is_first in stream(db, _events(wanted)):
+    for *row, is_first in db.rows_of(_events(wanted)):
         event = EventLine(*row)
         yield from _workflow_lines(db, event, kept) if is_first else [event]
         step(event.position - passed)
@@ -98,7 +97,7 @@ def _workflow_lines(db: Any, first: EventLine, kept: Kept | None) -> Iterator[Li
     yield first
     first_days: dict[str, str] = {}
     records = TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.workflow == line.id).order_by(TokenUsage.number)
-    for values in stream(db, records):
+    for values in db.rows_of(records):
         record = UsageLine(*values)
         if kept is not None:
             kept.add(record.key, record.sums)

@@ -45,7 +45,7 @@ class PageQuery(Struct, forbid_unknown_fields=True, kw_only=True):
 )
 def append(workflow_id: str, body: list[events.NewEvent]) -> Answer:
     """Append one event, a batch, or NDJSON lines, all or none; 200 where all of them were there already."""
-    appended = ledger().write(events.append, workflow_id, events.arrived(body, ledger().settings.redact))
+    appended = ledger().append(workflow_id, events.arrived(body, ledger().settings.redact))
     return Answer(appended, 200 if appended.duplicates == len(body) else 201)
 
 
