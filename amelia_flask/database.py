@@ -81,8 +81,8 @@ class Door(ABC):
         self.close()
 
     @abstractmethod
-    def begin(self, workflows: Collection[str], is_mixed: bool) -> None:
-        """Begin a transaction that changes these workflows; `is_mixed` where it may change anything else too."""
+    def begin(self, workflows: Collection[str] | None, is_mixed: bool) -> None:
+        """Begin a transaction that changes these workflows, None for any; `is_mixed` where it does not only append."""
 
     @property
     @abstractmethod
@@ -177,6 +177,14 @@ class Engine(ABC):
     @abstractmethod
     def columns(self, connection: Any, table: str) -> set[str]:
         """The names of a table's columns; none where there is no such table."""
+
+    @abstractmethod
+    def stream(self, connection: Any, sql: str) -> Iterator[Row]:
+        """The rows that a query gives on a connection that was lent to peek: never are all of them in memory."""
+
+    @abstractmethod
+    def damages(self, connection: Any) -> Iterator[str]:
+        """What the engine itself finds wrong with its storage, a sentence for each."""
 
     @abstractmethod
     def version(self) -> str:

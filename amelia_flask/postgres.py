@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -57,11 +58,17 @@ READER = f"SET default_transaction_read_only = on; SET statement_timeout = {roun
 WRITER = f"SET statement_timeout = {2 * BUSY_TIMEOUT_MS}"
 # A large record is migrated, copied and counted by statements that take as long as they take.
 UPKEEP = "SET idle_in_transaction_session_timeout = 0"
+PEEKER = f"{READER}; {UPKEEP}; SET statement_timeout = 0; SET default_transaction_isolation = 'repeatable read'"
+# Of a result that is read while it is made; a row can be a third of a megabyte.
+ROWS_AT_ONCE = 200
 
 FIELD_TYPES = {"TEXT": 'TEXT COLLATE "C"', "UTC_TIMESTAMP": "TIMESTAMPTZ"}
 ARRAY_TYPES = {"TEXT": "text", "UTC_TIMESTAMP": "timestamptz", "DOUBLE": "double precision"}  # all others: bigint
 
+_cursors = count()
 _lock_workflows = "SELECT 1 FROM workflows WHERE id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE"
+# Of all others who write nobody holds a row then, or waits for another.
+_lock_all_workflows = "LOCK TABLE workflows IN EXCLUSIVE MODE"
 _lock_position = "SELECT 1 FROM event_position FOR NO KEY UPDATE"
 
 
@@ -174,8 +181,8 @@ class PostgresDatabase(PooledPostgresqlDatabase):
     def rows_of(self, query: Any) -> Iterator[Row]:
         """The rows of a query of Peewee's, some at a time: never are all of them in memory."""
         sql, values = self.get_sql_context().sql(query).query()
-        with self.connection().cursor(name="rows") as cursor:
-            cursor.itersize = 1000
+        with self.connection().cursor(name=f"rows_{next(_cursors)}") as cursor:
+            cursor.itersize = ROWS_AT_ONCE
             yield from cursor.execute(sql, values)
 
     def compile_many(self, query: Any) -> str:
@@ -234,7 +241,7 @@ class PostgresEngine(Engine):
     @contextmanager
     def peeking(self) -> Iterator[Any]:
         """Lend a connection that changes nothing, for as long as it takes."""
-        db = PostgresDatabase(self._conninfo, f"{READER}; {UPKEEP}; SET statement_timeout = 0", 1)
+        db = PostgresDatabase(self._conninfo, PEEKER, 1)
         with db.connection_context():
             connection = db.connection()
             self._version = _version(connection)
@@ -280,6 +287,25 @@ class PostgresEngine(Engine):
         """
         return {name for (name,) in connection.execute(sql, (table,))}
 
+    def stream(self, connection: Any, sql: str) -> Iterator[Row]:
+        """The rows that a query gives in a transaction, some at a time: never are all of them in memory."""
+        with connection.cursor(name=f"rows_{next(_cursors)}") as cursor:
+            cursor.itersize = ROWS_AT_ONCE
+            yield from cursor.execute(sql)
+
+    def damages(self, connection: Any) -> Iterator[str]:
+        """Indexes that are not whole, and constraints that have not been looked at for all rows."""
+        indexes = """
+            SELECT relname FROM pg_index JOIN pg_class ON oid = indexrelid
+            WHERE NOT indisvalid AND relnamespace = current_schema()::regnamespace ORDER BY 1
+        """
+        constraints = """
+            SELECT conname FROM pg_constraint
+            WHERE NOT convalidated AND connamespace = current_schema()::regnamespace ORDER BY 1
+        """
+        yield from (f"the index {name} is not whole" for (name,) in connection.execute(indexes))
+        yield from (f"the constraint {name} may not hold" for (name,) in connection.execute(constraints))
+
     def version(self) -> str:
         """The engine and its version, without that before the server was asked."""
         return self._version
@@ -308,7 +334,7 @@ class PostgresDoor(Door):
             with suppress(*FAULTS):
                 self.db.manual_close()
 
-    def begin(self, workflows: Collection[str], is_mixed: bool) -> None:
+    def begin(self, workflows: Collection[str] | None, is_mixed: bool) -> None:
         """Begin a transaction, and wait for those that change the same workflows.
 
         What is mixed waits for the row of the newest position too, before it waits for anything else.
@@ -318,7 +344,9 @@ class PostgresDoor(Door):
         except psycopg.OperationalError:  # it broke since the last group, and nothing has begun
             self.db.renew()
             self.db.connection().execute("BEGIN")
-        if workflows:
+        if workflows is None:
+            self.db.connection().execute(_lock_all_workflows)
+        elif workflows:
             self.db.connection().execute(_lock_workflows, (list(workflows),))
         if is_mixed:
             self.db.connection().execute(_lock_position)

@@ -303,6 +303,16 @@ class SqliteEngine(Engine):
         """The names of a table's columns; none where there is no such table."""
         return {name for (name,) in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
 
+    def stream(self, connection: Any, sql: str) -> Iterator[Row]:
+        """The rows that a query gives: never are all of them in memory."""
+        yield from connection.execute(sql)
+
+    def damages(self, connection: Any) -> Iterator[str]:
+        """What the engine finds wrong with the file."""
+        for (problem,) in connection.execute("PRAGMA integrity_check"):
+            if problem != "ok":
+                yield problem
+
     def version(self) -> str:
         """The engine and its version."""
         return f"SQLite {engine_version()}"
@@ -375,7 +385,7 @@ class SqliteDoor(Door):
         self.close()
         self._lock.close()
 
-    def begin(self, workflows: Collection[str], is_mixed: bool) -> None:  # noqa: ARG002 - one lock is for all
+    def begin(self, workflows: Collection[str] | None, is_mixed: bool) -> None:  # noqa: ARG002 - one lock is for all
         """Begin a transaction."""
         self.db.execute_sql("BEGIN IMMEDIATE")
 
