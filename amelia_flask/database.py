@@ -82,7 +82,7 @@ class Door(ABC):
 
     @abstractmethod
     def begin(self, workflows: Collection[str] | None, is_mixed: bool) -> None:
-        """Begin a transaction that changes these workflows, None for any; `is_mixed` where it does not only append."""
+        """Begin a transaction that changes these workflows, None for any; `is_mixed` if it does not only append."""
 
     @property
     @abstractmethod

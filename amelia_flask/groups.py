@@ -35,9 +35,11 @@ class Change:
     together: Together | None = None
     argument: Any = None
 
-    def __init__(self, carry_out: Callable[[Any], Any], workflows: Collection[str] = (), rows: int = 1) -> None:
+    def __init__(
+        self, carry_out: Callable[[Any], Any], workflows: Collection[str] | None = None, rows: int = 1
+    ) -> None:
         """`carry_out` is given the database and gives the result; `workflows` are the ids of those that it changes,
-        as far as they are known, and `rows` is about how much it writes.
+        where they are known before, and `rows` is about how much it writes.
         """
         self.carry_out = carry_out
         self.workflows = workflows
@@ -122,8 +124,7 @@ class Group:
 
     def _transact(self, carry_out: Callable[[], list[Outcome]]) -> list[Outcome]:
         changes = [*self._begun, *self.left]
-        is_mixed = any(change.together is None for change in changes)
-        self._door.begin({workflow for change in changes for workflow in change.workflows}, is_mixed)
+        self._door.begin(_workflows_of(changes), any(change.together is None for change in changes))
         outcomes = carry_out()
         started = time.perf_counter()
         self._is_committing = True
@@ -200,6 +201,13 @@ class Group:
             self._db.execute_sql("ROLLBACK TO SAVEPOINT one_change")
             self._db.execute_sql("RELEASE SAVEPOINT one_change")
             return None, refusal(error)
+
+
+def _workflows_of(changes: list[Change]) -> set[str] | None:
+    """The ids of those that these may change; None for any."""
+    if any(change.workflows is None for change in changes):
+        return None
+    return {workflow for change in changes for workflow in change.workflows or ()}
 
 
 def refusal(error: BaseException) -> AmeliaError:

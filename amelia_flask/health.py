@@ -154,10 +154,10 @@ def _try_database(ledger: Ledger) -> tuple[Literal["healthy", "degraded", "unhea
 
 def _write_read_delete(ledger: Ledger) -> None:
     now, check_id = clock.now(), clock.new_id()
-    ledger.write(_run, _insert, id=check_id, now=clock.to_text(now))
+    ledger.write_to((), _run, _insert, id=check_id, now=clock.to_text(now))
     if not ledger.read(_run, _read, id=check_id):
         raise DatabaseUnavailable("A row that was committed cannot be read back.")
-    ledger.write(_run, _delete, id=check_id, before=clock.to_text(now - LEFT_BEHIND))
+    ledger.write_to((), _run, _delete, id=check_id, before=clock.to_text(now - LEFT_BEHIND))
 
 
 def _run(db: Any, /, query: Prepared, **values: Any) -> int:

@@ -14,7 +14,6 @@ from amelia_flask.writer import Writer
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
-Workflows = TypeVar("Workflows", str, list[str])
 
 # Beside the threads that answer requests a few others read: a shell, a probe, a follower.
 SPARE_READERS = 4
@@ -48,23 +47,22 @@ class Ledger:
             return function(db, *args, **kwargs)
 
     def write(self, change: Callable[Concatenate[Any, P], Result], *args: P.args, **kwargs: P.kwargs) -> Result:
-        """Call `change` in a transaction; give its result once that is on disk. Raises DatabaseUnavailable."""
-        result: Result = self.writer.run(_change(change, (), *args, **kwargs))
+        """Call `change` in a transaction; give its result once that is on disk. Raises DatabaseUnavailable.
+
+        It may change any workflow, so on PostgreSQL it waits for all others who write, and they for it.
+        """
+        result: Result = self.writer.run(_change(None, change, *args, **kwargs))
         return result
 
     def write_to(
         self,
-        workflows: Workflows,
-        change: Callable[Concatenate[Any, Workflows, P], Result],
+        workflows: Collection[str],
+        change: Callable[Concatenate[Any, P], Result],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Result:
-        """The same for what changes these workflows, of one or more ids, which are its second argument.
-
-        Where others write at the same time, it waits for them in an order in which they never wait for one another.
-        """
-        ids = [workflows] if isinstance(workflows, str) else workflows
-        result: Result = self.writer.run(_change(change, ids, workflows, *args, **kwargs))
+        """The same for a change that touches no workflow but those with these ids, as far as there are any."""
+        result: Result = self.writer.run(_change(workflows, change, *args, **kwargs))
         return result
 
     def append(self, workflow_id: str, arrived: Sequence[events.Arrived]) -> events.AppendedEvents:
@@ -82,9 +80,15 @@ class Ledger:
         hears = self._listener is not None and self._listener.hears
         return self.writer.wait_for_news(seen, min(seconds, LOOK_SECONDS if hears else POLL_SECONDS))
 
-    def submit(self, change: Callable[Concatenate[Any, P], Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Queue `change` without waiting for its result. Raises DatabaseUnavailable where no more is taken."""
-        self.writer.submit(_change(change, (), *args, **kwargs))
+    def submit_to(
+        self,
+        workflows: Collection[str],
+        change: Callable[Concatenate[Any, P], Any],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None:
+        """The same without waiting for the result. Raises DatabaseUnavailable where no more is taken."""
+        self.writer.submit(_change(workflows, change, *args, **kwargs))
 
     def close(self) -> None:
         """Finish what waits to be written, and close this process's connections."""
@@ -94,7 +98,7 @@ class Ledger:
         self.readers.close_all()
 
 
-def _change(carry_out: Callable[..., Any], workflows: Collection[str], *args: Any, **kwargs: Any) -> Change:
+def _change(workflows: Collection[str] | None, carry_out: Callable[..., Any], *args: Any, **kwargs: Any) -> Change:
     """What writes as many rows as there are in the lists that it is given."""
     rows = sum(len(argument) for argument in args if isinstance(argument, list))
     return Change(lambda tx: carry_out(tx, *args, **kwargs), workflows, max(rows, 1))

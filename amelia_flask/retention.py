@@ -165,7 +165,7 @@ def steps(ledger: Ledger, kept: Limits) -> Iterator[Pruned]:
     for page in _pages_of_long(ledger, kept):
         yield Pruned()
         yield from _in_steps(ledger, lambda tx, workflow: _take_surplus(tx, workflow, kept.max_events), page)
-    while (checks := len(ledger.write(_some_checks.run, before=kept.old_check))) > 0:
+    while (checks := len(ledger.write_to((), _some_checks.run, before=kept.old_check))) > 0:
         yield Pruned(health_checks=checks)
 
 
@@ -300,12 +300,12 @@ def _pages_of_long(ledger: Ledger, kept: Limits) -> Iterator[list[str]]:
 def _in_steps(ledger: Ledger, take: Callable[[Any, str], Iterator[Pruned]], workflows: list[str]) -> Iterator[Pruned]:
     """Take from one workflow after the other, in transactions that end when their time is up."""
     while workflows:
-        pruned, done = ledger.write_to(workflows, _step, take)
+        pruned, done = ledger.write_to(workflows, _step, take, workflows)
         workflows = workflows[done:]
         yield pruned
 
 
-def _step(tx: Any, workflows: list[str], take: Callable[[Any, str], Iterator[Pruned]]) -> tuple[Pruned, int]:
+def _step(tx: Any, take: Callable[[Any, str], Iterator[Pruned]], workflows: list[str]) -> tuple[Pruned, int]:
     """What was taken until the time was up, and of how many workflows all that there is to take."""
     deadline = time.monotonic() + STEP_SECONDS
     total = Pruned()

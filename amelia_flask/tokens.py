@@ -132,7 +132,7 @@ class Keyring:
         if now - self._noted_at.get(name, float("-inf")) >= USE_SECONDS:
             self._noted_at[name] = now
             with suppress(DatabaseUnavailable):  # worth no request: the next minute tells it again
-                self._ledger.submit(note_use, name, clock.now())
+                self._ledger.submit_to((), note_use, name, clock.now())
 
 
 def _digest(text: str) -> str:

@@ -57,7 +57,7 @@ def _shown(one: tokens.Token) -> tuple[str, ...]:
 
 def _write(change: Callable[..., Any], *arguments: Any) -> Any:
     with closing(_ledger()) as ledger:
-        return ledger.write(change, *arguments)
+        return ledger.write_to((), change, *arguments)
 
 
 def _ledger() -> Ledger:

@@ -44,7 +44,7 @@ class ReportQuery(Struct, forbid_unknown_fields=True, kw_only=True):
 )
 def record(workflow_id: str, body: list[usage.NewUsage]) -> Answer:
     """Record one request to a model, a batch, or NDJSON lines, all or none; 200 where all were there already."""
-    recorded = ledger().write_to(workflow_id, usage.record, usage.priced(body))
+    recorded = ledger().write_to((workflow_id,), usage.record, workflow_id, usage.priced(body))
     return Answer(recorded, 200 if recorded.duplicates == len(body) else 201)
 
 

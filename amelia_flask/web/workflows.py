@@ -58,7 +58,7 @@ class ActiveQuery(Struct, forbid_unknown_fields=True):
 )
 def create(body: workflows.NewWorkflow) -> Answer:
     """Register a workflow as pending. The same `id` with the same content again answers 200 with it as it is now."""
-    created, is_new = ledger().write(workflows.create, _arrived(body), ledger().settings.max_concurrent)
+    created, is_new = ledger().write_to((), workflows.create, _arrived(body), ledger().settings.max_concurrent)
     return Answer(created, 201 if is_new else 200, {"Location": f"{request.script_root}/api/workflows/{created.id}"})
 
 
@@ -96,15 +96,19 @@ def detail(workflow_id: str) -> Answer:
 )
 def patch(workflow_id: str, body: workflows.Patch) -> Answer:
     """Merge into the state (RFC 7396) and rename the worktree; with If-Match only at that version."""
-    return _tagged(*ledger().write_to(workflow_id, workflows.patch, _arrived(body), request.headers.get("If-Match")))
+    return _tagged(
+        *ledger().write_to(
+            (workflow_id,), workflows.patch, workflow_id, _arrived(body), request.headers.get("If-Match")
+        )
+    )
 
 
 @resource.operation("DELETE", ONE, {204: None}, errors=(NotFound, InvalidState))
 def delete(workflow_id: str) -> Answer:
     """Remove a finished workflow with all that belongs to it; its usage leaves the reports too."""
-    while ledger().write_to(workflow_id, workflows.delete_some_events):
+    while ledger().write_to((workflow_id,), workflows.delete_some_events, workflow_id):
         continue
-    ledger().write_to(workflow_id, workflows.delete)
+    ledger().write_to((workflow_id,), workflows.delete, workflow_id)
     return Answer(status=204)
 
 
@@ -113,7 +117,7 @@ def _declare_move(name: str, move: moves.Move) -> None:
     body: Body[moves.Start] = Body(move.body, optional=optional)
 
     def carry_out(workflow_id: str, body: moves.Start) -> moves.Moved:
-        return ledger().write_to(workflow_id, moves.carry_out, name, _arrived(body))
+        return ledger().write_to((workflow_id,), moves.carry_out, workflow_id, name, _arrived(body))
 
     sources = " or ".join(move.sources)
     carry_out.__doc__ = f"Move a workflow that is {sources} to {move.target}, with its `{move.event_type}` event."
