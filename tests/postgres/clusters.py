@@ -36,7 +36,6 @@ listen_addresses = '127.0.0.1'
 max_connections = 60
 log_min_messages = info
 log_line_prefix = '%m [%p] %a '
-log_lock_waits = off
 shared_buffers = 32MB
 wal_keep_size = 256MB
 max_wal_size = 512MB
