@@ -175,6 +175,10 @@ class Engine(ABC):
         """The names of the tables and indexes that are there."""
 
     @abstractmethod
+    def identity(self, connection: Any) -> str:
+        """The same text for the same database, by whatever name it is called."""
+
+    @abstractmethod
     def columns(self, connection: Any, table: str) -> set[str]:
         """The names of a table's columns; none where there is no such table."""
 

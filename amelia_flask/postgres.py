@@ -17,6 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
+from peewee import Psycopg3Adapter
 from playhouse.pool import PooledPostgresqlDatabase
 from psycopg import errors
 from psycopg.adapt import Loader
@@ -54,6 +55,10 @@ SESSION = f"""
     SELECT set_config('synchronous_commit', 'on', false)
     WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')
 """
+# How long this side waits for an answer, where the server or the network has fallen silent: a little longer than the
+# server works on one. A COMMIT that waits for a standby is not ended by the server at all.
+READER_PATIENCE = READ_SECONDS + 1
+WRITER_PATIENCE = 2 * BUSY_TIMEOUT_MS / 1000 + 1
 READER = f"SET default_transaction_read_only = on; SET statement_timeout = {round(READ_SECONDS * 1000)}"
 WRITER = f"SET statement_timeout = {2 * BUSY_TIMEOUT_MS}"
 # A large record is migrated, copied and counted by statements that take as long as they take.
@@ -61,11 +66,11 @@ UPKEEP = "SET idle_in_transaction_session_timeout = 0"
 PEEKER = f"{READER}; {UPKEEP}; SET statement_timeout = 0; SET default_transaction_isolation = 'repeatable read'"
 # Of a result that is read while it is made; a row can be a third of a megabyte.
 ROWS_AT_ONCE = 200
+_cursors = count()
 
 FIELD_TYPES = {"TEXT": 'TEXT COLLATE "C"', "UTC_TIMESTAMP": "TIMESTAMPTZ"}
 ARRAY_TYPES = {"TEXT": "text", "UTC_TIMESTAMP": "timestamptz", "DOUBLE": "double precision"}  # all others: bigint
 
-_cursors = count()
 _lock_workflows = "SELECT 1 FROM workflows WHERE id = ANY(%s::text[]) ORDER BY id FOR NO KEY UPDATE"
 # Of all others who write nobody holds a row then, or waits for another.
 _lock_all_workflows = "LOCK TABLE workflows IN EXCLUSIVE MODE"
@@ -91,6 +96,44 @@ class _SumLoader(Loader):
         return int(bytes(data))
 
 
+class _Connection(psycopg.Connection[Any]):
+    """A connection that is given up when an answer does not come within `patience` seconds."""
+
+    patience: float | None = CONNECT_SECONDS  # as long as it is introduced
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        """Called by psycopg for each statement. Raises OperationalError."""
+        if self.patience is None:
+            return super().wait(gen, *args, **kwargs)
+        try:
+            return super().wait(_bounded(gen, time.monotonic() + self.patience), *args, **kwargs)
+        except _Silence:
+            self.close()
+            raise psycopg.OperationalError("The server does not answer.") from None
+
+
+class _Silence(Exception):
+    """No answer came in time."""
+
+
+def _bounded(gen: Any, deadline: float) -> Any:
+    """The generator of psycopg's, which is told ten times a second that nothing has come, until the deadline."""
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise _Silence
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        return end.value
+
+
+class _Adapter(Psycopg3Adapter):  # Peewee's way to another class of connections
+    def connect(self, _db: Any, **params: Any) -> _Connection:
+        return _Connection.connect(**params)
+
+
 class _Cursor(psycopg.Cursor[Any]):
     """A cursor whose connection counts what may have written."""
 
@@ -104,8 +147,14 @@ class _Cursor(psycopg.Cursor[Any]):
 class PostgresDatabase(PooledPostgresqlDatabase):
     """Pooled PostgreSQL. A connection that broke is not lent again, nor is one that was idle when another broke."""
 
-    def __init__(self, conninfo: dict[str, str], session: str, connections: int) -> None:
+    psycopg3_adapter = _Adapter
+
+    def __init__(
+        self, conninfo: dict[str, str], session: str, connections: int, patience: float | None = None
+    ) -> None:
+        """`patience`: how many seconds an answer is waited for, where that has an end."""
         self._session = session
+        self._patience = patience
         self._pause_until = 0.0
         super().__init__(
             "postgresql://",
@@ -139,6 +188,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
         conn.adapters.register_dumper(int, Int8Dumper)  # one statement to prepare, however large a number is
         try:
             conn.execute(f"{SESSION}; {self._session}")
+            conn.patience = self._patience
         except psycopg.Error:
             self._close(conn, close_conn=True)
             raise
@@ -160,6 +210,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
         except psycopg.OperationalError:
             self.renew()
             self.connection().execute(begin)
+        self.connection().patience = self._patience  # it may have been lent to one that took its time
 
     def renew(self) -> None:
         """Give this thread a new connection for one that broke; what is idle has probably broken too."""
@@ -169,6 +220,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
 
     def take_time(self) -> None:
         """Let the read that has begun take as long as it takes."""
+        self.connection().patience = None
         self.connection().execute("SET LOCAL statement_timeout = 0")
         self.connection().execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
@@ -181,27 +233,43 @@ class PostgresDatabase(PooledPostgresqlDatabase):
     def rows_of(self, query: Any) -> Iterator[Row]:
         """The rows of a query of Peewee's, some at a time: never are all of them in memory."""
         sql, values = self.get_sql_context().sql(query).query()
-        with self.connection().cursor(name=f"rows_{next(_cursors)}") as cursor:
-            cursor.itersize = ROWS_AT_ONCE
-            yield from cursor.execute(sql, values)
+        yield from _streamed(self.connection(), sql, values)
 
     def compile_many(self, query: Any) -> str:
         """What `insert_many` takes, of an insertion that Peewee was told of: columns are sent as arrays."""
-        fields = query._columns
-        columns = ", ".join(f'"{field.column_name}"' for field in fields)
-        arrays = ", ".join(f"%s::{_array_type(field)}[]" for field in fields)
-        table = query.table._meta.table_name if hasattr(query.table, "_meta") else query.table.__name__
-        return f'INSERT INTO "{table}" ({columns}) SELECT * FROM unnest({arrays})'  # noqa: S608 - names of the models
+        arrays = ", ".join(f"%s::{_array_type(field)}[]" for field in query._columns)
+        return f"INSERT INTO {_place(query)} SELECT * FROM unnest({arrays})"  # noqa: S608 - names of the models
 
     def insert_many(self, sql: str, rows: Collection[Row]) -> None:
         """Insert all rows."""
         self.connection().execute(sql, [list(column) for column in zip(*rows, strict=True)])
+
+    def load(self, query: Any, rows: Collection[Row]) -> None:
+        """Insert many rows by an insertion that Peewee was told of: faster than `insert_many` is for many."""
+        with self.connection().cursor() as cursor, cursor.copy(f"COPY {_place(query)} FROM STDIN") as stream:
+            for row in rows:
+                stream.write_row(row)
 
     def run_all(self, _sql: str, at_once: str, rows: Collection[Row]) -> list[Row]:
         """What running a statement with each of the rows gives; `at_once` is that statement for arrays."""
         values = [list(column) for column in zip(*rows, strict=True)]
         found: list[Row] = self.connection().execute(at_once, values).fetchall()
         return found
+
+
+def _streamed(connection: Any, sql: str, values: Any) -> Iterator[Row]:
+    """The rows of a result while it is made, in a transaction."""
+    with connection.cursor(name=f"rows_{next(_cursors)}") as cursor:
+        cursor.execute(sql, values)
+        while rows := cursor.fetchmany(ROWS_AT_ONCE):
+            yield from rows
+
+
+def _place(query: Any) -> str:
+    """The table and the columns of an insertion."""
+    columns = ", ".join(f'"{field.column_name}"' for field in query._columns)
+    table = query.table._meta.table_name if hasattr(query.table, "_meta") else query.table.__name__
+    return f'"{table}" ({columns})'
 
 
 def _array_type(field: Any) -> str:
@@ -224,7 +292,7 @@ class PostgresEngine(Engine):
 
     def open_readers(self, connections: int) -> PostgresDatabase:
         """A pool of at most `connections` that can read and nothing else."""
-        return PostgresDatabase(self._conninfo, READER, connections)
+        return PostgresDatabase(self._conninfo, READER, connections, READER_PATIENCE)
 
     def open_writer(self) -> PostgresDatabase:
         """One connection that may write, for set-up and upkeep."""
@@ -232,7 +300,7 @@ class PostgresEngine(Engine):
 
     def open_door(self) -> "PostgresDoor":
         """The way in for a writer."""
-        return PostgresDoor(PostgresDatabase(self._conninfo, WRITER, 1))
+        return PostgresDoor(PostgresDatabase(self._conninfo, WRITER, 1, WRITER_PATIENCE))
 
     def listen(self, wake: Callable[[], None]) -> "PostgresListener":
         """Call `wake` after each commit, of whichever host, that stores events."""
@@ -279,6 +347,11 @@ class PostgresEngine(Engine):
         """
         return {name for (name,) in connection.execute(sql)}
 
+    def identity(self, connection: Any) -> str:
+        """The cluster, the database and the schema."""
+        sql = "SELECT system_identifier, current_database(), current_schema() FROM pg_control_system()"
+        return " ".join(map(str, connection.execute(sql).fetchone()))
+
     def columns(self, connection: Any, table: str) -> set[str]:
         """The names of a table's columns; none where there is no such table."""
         sql = """
@@ -289,9 +362,7 @@ class PostgresEngine(Engine):
 
     def stream(self, connection: Any, sql: str) -> Iterator[Row]:
         """The rows that a query gives in a transaction, some at a time: never are all of them in memory."""
-        with connection.cursor(name=f"rows_{next(_cursors)}") as cursor:
-            cursor.itersize = ROWS_AT_ONCE
-            yield from cursor.execute(sql)
+        return _streamed(connection, sql, None)
 
     def damages(self, connection: Any) -> Iterator[str]:
         """Indexes that are not whole, and constraints that have not been looked at for all rows."""

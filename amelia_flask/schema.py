@@ -15,6 +15,8 @@ from amelia_flask.progress import Unit, progress
 MIGRATIONS = Path(__file__).parent / "migrations"
 LOCK_SECONDS = 60.0
 MIGRATION = Unit("migrations", 1)
+# Stands among the names of migrations while a database is made the copy of another, so that no version serves it.
+UNFINISHED_COPY = "unfinished-copy"
 
 
 def set_up(engine: Engine) -> list[str]:
@@ -61,6 +63,29 @@ def refuse_earlier(engine: Engine) -> None:
         raise SchemaError(
             f"The database {engine} was made by an earlier version: `amelia-flask init-db` brings it on."
         )
+
+
+def history(db: Any) -> dict[str, str]:
+    """The names of the migrations that were applied, with the moments. No two records have the same."""
+    rows = db.connection().execute("SELECT name, applied FROM schema_version ORDER BY id").fetchall()
+    return {name: str(applied) for name, applied in rows}
+
+
+def set_history(db: Any, history: dict[str, str]) -> None:
+    """Have it be this one; to be called in a transaction."""
+    db.connection().execute("DELETE FROM schema_version")
+    sql = f"INSERT INTO schema_version (name, applied) VALUES ({db.param}, {db.param})"  # noqa: S608 - two signs
+    for row in history.items():
+        db.connection().execute(sql, row)
+
+
+def is_unfinished_copy(engine: Engine) -> bool:
+    """Whether this is a database that is being made the copy of another."""
+    with engine.peeking() as connection:
+        if not engine.columns(connection, "schema_version"):
+            return False
+        names = {name for (name,) in connection.execute("SELECT name FROM schema_version").fetchall()}
+    return UNFINISHED_COPY in names
 
 
 @cache
@@ -117,6 +142,8 @@ def _bring_up_to_date(engine: Engine, db: Any) -> list[str]:
 
 
 def _refuse_newer(engine: Engine, names: set[str]) -> None:
+    if UNFINISHED_COPY in names:
+        raise SchemaError(f"The database {engine} is an unfinished copy: repeat `amelia-flask copy`.")
     newer = sorted(names - _names())
     if newer:
         raise SchemaError(f"The database {engine} was made by a newer version of amelia-flask ({newer[-1]}).")

@@ -151,6 +151,10 @@ class SqliteExtDatabase(PooledSqliteDatabase):
         """Insert all rows."""
         self.connection().executemany(sql, rows)
 
+    def load(self, query: Any, rows: Collection[Row]) -> None:
+        """Insert many rows by an insertion that Peewee was told of."""
+        self.insert_many(self.compile_many(query), rows)
+
     def run_all(self, sql: str, _at_once: str, rows: Collection[Row]) -> list[Row]:
         """What running `sql` with each of the rows gives."""
         execute = self.connection().execute
@@ -298,6 +302,11 @@ class SqliteEngine(Engine):
     def names(self, connection: Any) -> set[str]:
         """The names of the tables and indexes that are there."""
         return {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+
+    def identity(self, connection: Any) -> str:  # noqa: ARG002 - the file says it
+        """The device and the number of the file."""
+        found = self.path.stat()
+        return f"file {found.st_dev}:{found.st_ino}"
 
     def columns(self, connection: Any, table: str) -> set[str]:
         """The names of a table's columns; none where there is no such table."""

@@ -3,6 +3,7 @@
 import click
 
 from amelia_flask import __version__
+from amelia_flask.cli.copy import copy
 from amelia_flask.cli.demo import demo
 from amelia_flask.cli.imports import import_
 from amelia_flask.cli.reprice import reprice
@@ -18,5 +19,5 @@ def main() -> None:
     """The record-keeper for fleets of coding agents. Settings are AMELIA_* environment variables."""
 
 
-for _command in (serve, init_db, demo, import_, export, prune, backup, restore, check, token, reprice):
+for _command in (serve, init_db, demo, import_, export, prune, backup, restore, check, copy, token, reprice):
     main.add_command(_command)

@@ -6,7 +6,10 @@ from typing import Any
 
 import click
 
-from amelia_flask.errors import AmeliaError
+from amelia_flask.database import Engine
+from amelia_flask.engines import engine_of
+from amelia_flask.errors import AmeliaError, FileRefused
+from amelia_flask.settings import Settings
 
 
 def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,3 +27,11 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
             raise click.ClickException(f"{error.filename or 'A file'} cannot be read: {error.strerror}.") from None
 
     return run
+
+
+def existing_engine(settings: Settings) -> Engine:
+    """The engine that the settings name. Raises FileRefused where there is no database."""
+    engine = engine_of(settings)
+    if not engine.exists():
+        raise FileRefused(f"There is no database at {engine}.")
+    return engine

@@ -20,9 +20,10 @@ def demo() -> None:
     A database that holds anything already is refused.
     """
     settings = from_environment()
-    schema.set_up(engine_of(settings))
+    engine = engine_of(settings)
+    schema.set_up(engine)
     with closing(Ledger(settings)) as ledger:
         made = example.fill(ledger, clock.now())
-    click.echo(f"{settings.database_path}: {made.workflows} workflows, {made.events} events,", nl=False)
+    click.echo(f"{engine}: {made.workflows} workflows, {made.events} events,", nl=False)
     click.echo(f" {made.usage_records} usage records")
     click.echo(f"Workflow {made.waiting} waits for a human")

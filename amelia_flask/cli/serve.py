@@ -26,15 +26,15 @@ def serve() -> None:
 @reports_errors
 def init_db() -> None:
     """Make the database, or bring it up to date; doing it twice is harmless."""
-    settings = from_environment()
-    applied = schema.set_up(engine_of(settings))
+    engine = engine_of(from_environment())
+    applied = schema.set_up(engine)
     done = f"applied {', '.join(applied)}" if applied else "is up to date"
-    click.echo(f"{settings.database_path}: {done}")
+    click.echo(f"{engine}: {done}")
 
 
 def _announce(settings: Settings) -> None:
     address = f"http://{'127.0.0.1' if settings.host == 'localhost' else settings.host}:{settings.port}"
-    click.echo(f"Database   {settings.database_path}")
+    click.echo(f"Database   {engine_of(settings)}")
     click.echo(f"Health     {address}/api/health")
     click.echo(f"API        {address}/api/docs")
     sys.stdout.flush()

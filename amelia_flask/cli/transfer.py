@@ -12,9 +12,7 @@ from uuid import UUID
 import click
 
 from amelia_flask import schema
-from amelia_flask.cli.common import reports_errors
-from amelia_flask.engines import engine_of
-from amelia_flask.errors import FileRefused
+from amelia_flask.cli.common import existing_engine, reports_errors
 from amelia_flask.files import new_file
 from amelia_flask.ledger import Ledger
 from amelia_flask.progress import Unit, progress
@@ -72,9 +70,7 @@ def export(ids: tuple[UUID, ...], since: datetime | None, until: datetime | None
 
 def _export(wanted: writing.Selection, lines: BinaryIO) -> None:
     settings = from_environment()
-    if not settings.database_path.is_file():
-        raise FileRefused(f"There is no database at {settings.database_path}.")
-    schema.set_up(engine_of(settings))
+    schema.set_up(existing_engine(settings))
     with closing(Ledger(settings)) as ledger, progress("Exporting", writing.newest_position(ledger), EVENTS) as step:
         lines.writelines(writing.export(ledger, wanted, step))
     lines.flush()
