@@ -18,6 +18,9 @@ from amelia_flask.stream import open_readers
 LEFT_BEHIND = timedelta(minutes=1)
 
 
+_Status = Literal["healthy", "degraded", "unhealthy"]
+
+
 class Alive(Struct):
     """The process answers."""
 
@@ -41,7 +44,7 @@ class WriterHealth(Struct):
 class DatabaseHealth(Struct, kw_only=True):
     """Healthy: written, read back and deleted. Degraded: can be read alone. Unhealthy: neither."""
 
-    status: Literal["healthy", "degraded", "unhealthy"]
+    status: _Status
     mode: Literal["wal", "postgresql"]
     error: str | None
     engine: str
@@ -102,12 +105,13 @@ class Vitals:
 
 def check(ledger: Ledger, vitals: Vitals) -> Health:
     """Write, read back and delete a row, and measure everything else."""
-    database = _check_database(ledger)
+    active = _active_workflows(ledger)
+    database = _check_database(ledger, can_read=active is not None)
     return Health(
         status="healthy" if database.status == "healthy" else "degraded",
         version=__version__,
         uptime_seconds=vitals.uptime_seconds,
-        active_workflows=_active_workflows(ledger),
+        active_workflows=active,
         websocket_connections=open_readers.everywhere,
         memory_mb=vitals.memory_mb,
         cpu_percent=vitals.cpu_percent,
@@ -131,8 +135,8 @@ def check_readiness(ledger: Ledger) -> Ready:
     return Ready()
 
 
-def _check_database(ledger: Ledger) -> DatabaseHealth:
-    status, error = _try_database(ledger)
+def _check_database(ledger: Ledger, can_read: bool) -> DatabaseHealth:
+    status, error = _try_database(ledger) if can_read else ("unhealthy", DatabaseUnavailable().message)
     writer = ledger.writer
     return DatabaseHealth(
         status=status,
@@ -144,11 +148,11 @@ def _check_database(ledger: Ledger) -> DatabaseHealth:
     )
 
 
-def _try_database(ledger: Ledger) -> tuple[Literal["healthy", "degraded", "unhealthy"], str | None]:
+def _try_database(ledger: Ledger) -> tuple[_Status, str | None]:
     try:
         _write_read_delete(ledger)
     except AmeliaError as error:
-        return ("degraded" if _active_workflows(ledger) is not None else "unhealthy"), error.message
+        return "degraded", error.message
     return "healthy", None
 
 
