@@ -156,7 +156,7 @@ def _keep(database: Path, now: datetime) -> Path:
     if log.exists():
         os.link(log, kept_log)  # first: of a damaged database the engine may throw it away
     try:
-        is_folded = _fold(database)
+        is_folded = fold(database)
     except FileRefused:
         kept.unlink()
         kept_log.unlink(missing_ok=True)
@@ -168,8 +168,11 @@ def _keep(database: Path, now: datetime) -> Path:
     return kept
 
 
-def _fold(database: Path) -> bool:
-    """Bring the log into the file, which the engine does where nobody else has it open; tell whether it could."""
+def fold(database: Path) -> bool:
+    """Bring the log into the file, which the engine does where nobody else has it open; tell whether it could.
+
+    Raises FileRefused where somebody has.
+    """
     try:
         with closing(engine.connect(database, timeout=1, isolation_level=None)) as connection:
             connection.execute("PRAGMA journal_mode = DELETE").fetchall()

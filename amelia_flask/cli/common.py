@@ -30,8 +30,10 @@ def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def existing_engine(settings: Settings) -> Engine:
-    """The engine that the settings name. Raises FileRefused where there is no database."""
+    """The engine that the settings name. Raises FileRefused or SchemaError where there is no database."""
     engine = engine_of(settings)
-    if not engine.exists():
+    if settings.database_url is not None:
+        engine.check_place()
+    elif not engine.exists():
         raise FileRefused(f"There is no database at {engine}.")
     return engine

@@ -8,13 +8,14 @@ import click
 
 from amelia_flask import audit, clock, retention, schema
 from amelia_flask import backup as backups
-from amelia_flask.cli.common import reports_errors
+from amelia_flask.cli.common import existing_engine, reports_errors
 from amelia_flask.engines import engine_of
-from amelia_flask.errors import FileRefused
 from amelia_flask.ledger import Ledger
 from amelia_flask.progress import progress
 from amelia_flask.settings import from_environment
 from amelia_flask.sqlite import SqliteEngine
+from amelia_flask.transfer import backups as copied
+from amelia_flask.transfer import copying
 
 # A service that runs goes first.
 NICE = 10
@@ -53,12 +54,17 @@ def _prune(ledger: Ledger) -> retention.Pruned:
 def backup(file: Path) -> None:
     """Copy the database, as it is now, to the new file FILE; a service that runs goes on meanwhile.
 
-    The copy is verified and readable by its owner alone.
+    The copy is verified and readable by its owner alone. It is a database file, whichever engine keeps the record.
     """
-    database = from_environment().database_path
+    settings = from_environment()
+    engine = existing_engine(settings)
     os.nice(NICE)
-    with progress("Copying", _size(database)) as step:
-        backups.back_up(database, file, step)
+    if settings.database_url is None:
+        with progress("Copying", settings.database_path.stat().st_size) as step:
+            backups.back_up(settings.database_path, file, step)
+    else:
+        with progress("Copying", copying.length(engine), copying.ROWS) as step:
+            copied.back_up(engine, file, step)
     click.echo(f"{file}: {file.stat().st_size} bytes, verified")
 
 
@@ -67,11 +73,20 @@ def backup(file: Path) -> None:
 @click.option("--yes", is_flag=True, help="Replace the database that is there; it is kept beside.")
 @reports_errors
 def restore(file: Path, yes: bool) -> None:
-    """Put the backup FILE in the place of the database. No service may be running on it."""
-    database = from_environment().database_path
-    with progress("Copying", file.stat().st_size) as step:
-        kept = backups.restore(database, file, step, replace=yes)
-    click.echo(f"{database}: restored from {file}")
+    """Put the backup FILE in the place of the database. No service may be running on it.
+
+    On PostgreSQL the database must be empty, with --yes too.
+    """
+    settings = from_environment()
+    engine = engine_of(settings)
+    kept = None
+    if settings.database_url is None:
+        with progress("Copying", file.stat().st_size) as step:
+            kept = backups.restore(settings.database_path, file, step, replace=yes)
+    else:
+        with progress("Copying", copied.length(file), copying.ROWS) as step:
+            copied.restore(engine, file, step)
+    click.echo(f"{engine}: restored from {file}")
     if kept is not None:
         click.echo(f"{kept}: what was there before")
 
@@ -85,9 +100,7 @@ def check(file: Path | None) -> None:
     Nothing is changed, and a service that runs goes on. One line says what is wrong for each finding; then the exit
     status is 1.
     """
-    engine = SqliteEngine(file) if file else engine_of(from_environment())
-    if not engine.exists():
-        raise FileRefused(f"There is no database at {engine}.")
+    engine = SqliteEngine(file) if file else existing_engine(from_environment())
     os.nice(NICE)
     found = 0
     with progress("Checking", len(audit.CHECKS), audit.CHECKS_MADE) as step:
@@ -97,9 +110,3 @@ def check(file: Path | None) -> None:
     if found:
         raise click.ClickException(f"{engine}: {found} findings.")
     click.echo(f"{engine}: sound")
-
-
-def _size(database: Path) -> int:
-    if not database.is_file():
-        raise FileRefused(f"There is no database at {database}.")
-    return database.stat().st_size

@@ -102,7 +102,8 @@ def copy(source: Engine, target: Engine, step: Step, must_be_new: bool = False, 
         with _looking_at(source) as db:
             history = schema.history(db)
             with _looking_at(target) as there:
-                _refuse_other(db, there, history, must_be_new)
+                if not _is_part(db, there, history, must_be_new):
+                    raise CopyRefused(_not_empty(target, must_be_new))
             with _writer(target) as writer:
                 _set_history(target, writer, history | {schema.UNFINISHED_COPY: min(history.values())})
                 _Copying(db, target, writer, step).carry_out()
@@ -180,14 +181,18 @@ def _set_history(target: Engine, writer: Any, history: dict[str, str]) -> None:
         schema.set_history(writer, history)
 
 
-def _refuse_other(source: Any, target: Any, history: dict[str, str], must_be_new: bool) -> None:
-    """Raises CopyRefused where the target holds what is not of this record."""
+def _is_part(source: Any, target: Any, history: dict[str, str], must_be_new: bool) -> bool:
+    """Whether the target holds nothing that is not of this record."""
     found = schema.history(target)
-    is_marked = found.pop(schema.UNFINISHED_COPY, None) is not None
-    if found == history and (is_marked or (not must_be_new and not _has_gone_on(source, target))):
-        return
-    if is_marked or not _is_empty(target):
-        raise CopyRefused("The target holds another record, or has been written to: only an empty one is filled.")
+    if found.pop(schema.UNFINISHED_COPY, None):
+        return found == history
+    return _is_empty(target) or (not must_be_new and found == history and not _has_gone_on(source, target))
+
+
+def _not_empty(target: Engine, must_be_new: bool) -> str:
+    if must_be_new:
+        return f"{target} is not empty: make an empty database for the backup; the record that is there stays there."
+    return f"{target} holds another record, or was written to since it was copied: only an empty one can be filled."
 
 
 def _is_empty(db: Any) -> bool:
