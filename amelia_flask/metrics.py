@@ -122,8 +122,8 @@ QUEUE = Metric("amelia_writer_queue_length", "gauge", (), "Writes that wait to b
 GROUPS = Metric("amelia_writer_group_size", "histogram", (), "Writes that were committed together.")
 COMMITS = Metric("amelia_writer_commit_duration_seconds", "histogram", (), "COMMIT with its sync to disk.")
 FAILURES = Metric("amelia_writer_failures_total", "counter", (), "Groups of writes that failed for a fault.")
-SIZE = Metric("amelia_database_size_bytes", "gauge", ("file",), "Size of the database's files.")
-FREE = Metric("amelia_database_free_bytes", "gauge", (), "Free space where the database is.")
+SIZE = Metric("amelia_database_size_bytes", "gauge", ("file",), "Size of the database, by file.")
+FREE = Metric("amelia_database_free_bytes", "gauge", (), "Free space where the database's files are.")
 BACKUP = Metric("amelia_last_backup_timestamp_seconds", "gauge", (), "Of which moment the last backup is.")
 UP = Metric("amelia_database_up", "gauge", (), "1 where the database could be read, else 0.")
 WORKFLOWS = Metric("amelia_workflows", "gauge", ("status",), "Workflows that are stored.")
@@ -145,6 +145,9 @@ _active = Prepared(
 )
 _finished = Prepared(lambda: FinishedWorkflows.select(FinishedWorkflows.status, FinishedWorkflows.workflows))
 _position = Prepared(lambda: EventPosition.select(EventPosition.value).where(EventPosition.id == 1))
+_size = Prepared(
+    lambda: peewee.Select(columns=[peewee.fn.pg_database_size(peewee.fn.current_database())])  # on PostgreSQL alone
+)
 _usage = Prepared(
     lambda: UsageByDay.select(
         UsageByDay.model,
@@ -157,18 +160,22 @@ _usage = Prepared(
 
 
 class Stored(NamedTuple):
-    """What the database knows: workflows by status, the newest position, today's usage by model and agent."""
+    """What the database knows: workflows by status, the newest position, today's usage by model and agent; and how
+    many bytes it has, where no file tells it.
+    """
 
     workflows: dict[str, int]
     position: int
     usage: dict[Labels, list[int]]
+    size: int | None
 
 
-def stored(db: Any) -> Stored:
+def stored(db: Any, is_on_server: bool) -> Stored:
     """Read it; the cost does not grow with the record."""
+    size = _size.run(db)[0][0] if is_on_server else None
     workflows = dict.fromkeys(map(str, Status), 0) | dict(_active.run(db)) | dict(_finished.run(db))
     position = _position.run(db)[0][0]
-    return Stored(workflows, position, _bounded(_usage.run(db, day=clock.to_text(clock.now())[:10])))
+    return Stored(workflows, position, _bounded(_usage.run(db, day=clock.to_text(clock.now())[:10])), size)
 
 
 def text(ledger: Ledger) -> str:
@@ -178,6 +185,8 @@ def text(ledger: Ledger) -> str:
 
 def collect(ledger: Ledger) -> Iterator[tuple[Metric, list[Any]]]:
     """Every metric with its samples; those of the database have none while that cannot be read."""
+    is_on_server = ledger.engine.mode == "postgresql"
+    found = _read(ledger, is_on_server)  # first: the engine's version is known when it has answered
     yield BUILD, [((__version__, platform.python_version(), ledger.engine.version()), 1)]
     counts, durations = requests.read()
     yield REQUESTS, counts
@@ -188,8 +197,8 @@ def collect(ledger: Ledger) -> Iterator[tuple[Metric, list[Any]]]:
     yield GROUPS, [_distribution(groups.group_sizes)]
     yield COMMITS, [_distribution(groups.commit_seconds)]
     yield FAILURES, _plain(writer.failures.total)
-    yield from _disk(ledger.settings.database_path)
-    yield from _record(ledger)
+    yield from _server(found) if is_on_server else _disk(ledger.settings.database_path)
+    yield from _record(found)
 
 
 def _plain(value: float) -> Samples:
@@ -209,10 +218,21 @@ def _disk(path: Path) -> Iterator[tuple[Metric, list[Any]]]:
     yield BACKUP, [] if moment is None else _plain(moment.timestamp())
 
 
-def _record(ledger: Ledger) -> Iterator[tuple[Metric, list[Any]]]:
+def _server(found: Stored | None) -> Iterator[tuple[Metric, list[Any]]]:
+    """The size of the database; what disk it is on, and how it is saved, is not known here."""
+    yield SIZE, [] if found is None else [(("main",), found.size)]
+    yield from ((metric, []) for metric in (FREE, BACKUP))
+
+
+def _read(ledger: Ledger, is_on_server: bool) -> Stored | None:
     try:
-        found = ledger.read(stored)
+        return ledger.read(stored, is_on_server)
     except DatabaseUnavailable:
+        return None
+
+
+def _record(found: Stored | None) -> Iterator[tuple[Metric, list[Any]]]:
+    if found is None:
         yield from ((metric, []) for metric in (WORKFLOWS, EVENTS, TOKENS, UNPRICED, COST))
         yield UP, _plain(0)
         return

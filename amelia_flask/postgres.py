@@ -144,15 +144,22 @@ class _Cursor(psycopg.Cursor[Any]):
         return super().execute(query, *args, **kwargs)
 
 
+class _Server:
+    """How to connect, and what answered the last time."""
+
+    def __init__(self, conninfo: dict[str, str]) -> None:
+        self.conninfo = conninfo
+        self.version = "PostgreSQL"
+
+
 class PostgresDatabase(PooledPostgresqlDatabase):
     """Pooled PostgreSQL. A connection that broke is not lent again, nor is one that was idle when another broke."""
 
     psycopg3_adapter = _Adapter
 
-    def __init__(
-        self, conninfo: dict[str, str], session: str, connections: int, patience: float | None = None
-    ) -> None:
+    def __init__(self, server: "_Server", session: str, connections: int, patience: float | None = None) -> None:
         """`patience`: how many seconds an answer is waited for, where that has an end."""
+        self._server = server
         self._session = session
         self._patience = patience
         self._pause_until = 0.0
@@ -164,7 +171,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
             prefer_psycopg3=True,
             field_types=FIELD_TYPES,
             cursor_factory=_Cursor,
-            **conninfo,
+            **server.conninfo,
         )
 
     def _connect(self) -> Any:
@@ -188,6 +195,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
         conn.adapters.register_dumper(int, Int8Dumper)  # one statement to prepare, however large a number is
         try:
             conn.execute(f"{SESSION}; {self._session}")
+            self._server.version = _version(conn)
             conn.patience = self._patience
         except psycopg.Error:
             self._close(conn, close_conn=True)
@@ -283,49 +291,48 @@ class PostgresEngine(Engine):
 
     def __init__(self, url: str, password_file: Path | None = None) -> None:
         """Raises SettingsError for a malformed URL, and for a file of a password that cannot be read."""
-        self._conninfo = _conninfo(url, password_file)
+        self._server = _Server(_conninfo(url, password_file))
         self._shown = _without_password(url)
-        self._version = "PostgreSQL"
 
     def __str__(self) -> str:
         return self._shown
 
     def open_readers(self, connections: int) -> PostgresDatabase:
         """A pool of at most `connections` that can read and nothing else."""
-        return PostgresDatabase(self._conninfo, READER, connections, READER_PATIENCE)
+        return PostgresDatabase(self._server, READER, connections, READER_PATIENCE)
 
     def open_writer(self) -> PostgresDatabase:
         """One connection that may write, for set-up and upkeep."""
-        return PostgresDatabase(self._conninfo, UPKEEP, 1)
+        return PostgresDatabase(self._server, UPKEEP, 1)
 
     def open_door(self) -> "PostgresDoor":
         """The way in for a writer."""
-        return PostgresDoor(PostgresDatabase(self._conninfo, WRITER, 1, WRITER_PATIENCE))
+        return PostgresDoor(PostgresDatabase(self._server, WRITER, 1, WRITER_PATIENCE))
 
     def listen(self, wake: Callable[[], None]) -> "PostgresListener":
         """Call `wake` after each commit, of whichever host, that stores events."""
-        return PostgresListener(PostgresDatabase(self._conninfo, UPKEEP, 1), wake)
+        return PostgresListener(PostgresDatabase(self._server, UPKEEP, 1), wake)
 
     @contextmanager
     def peeking(self) -> Iterator[Any]:
         """Lend a connection that changes nothing, for as long as it takes."""
-        db = PostgresDatabase(self._conninfo, PEEKER, 1)
-        with db.connection_context():
-            connection = db.connection()
-            self._version = _version(connection)
-            yield connection
-        db.close_all()
+        db = PostgresDatabase(self._server, PEEKER, 1)
+        try:
+            with db.connection_context():
+                yield db.connection()
+        finally:
+            db.close_all()
 
     def lock(self, purpose: str) -> "AdvisoryLock":
         """A lock between all processes, of whichever host, that use this database."""
-        return AdvisoryLock(PostgresDatabase(self._conninfo, UPKEEP, 1), purpose)
+        return AdvisoryLock(PostgresDatabase(self._server, UPKEEP, 1), purpose)
 
     def check_place(self) -> None:
         """Raises SchemaError, with a sentence, where there is no such database, or one that we cannot use."""
         try:
             with self.peeking() as connection:
                 if connection.info.server_version < OLDEST_SERVER:
-                    raise SchemaError(f"{self._version} is too old: the record needs PostgreSQL 14 or later.")
+                    raise SchemaError(f"{self.version()} is too old: the record needs PostgreSQL 14 or later.")
                 encoding = connection.execute("SHOW server_encoding").fetchone()[0]
         except FAULTS as error:
             raise SchemaError(f"The database {self} cannot be reached: {_first_line(error)}") from None
@@ -379,7 +386,7 @@ class PostgresEngine(Engine):
 
     def version(self) -> str:
         """The engine and its version, without that before the server was asked."""
-        return self._version
+        return self._server.version
 
 
 class PostgresDoor(Door):
