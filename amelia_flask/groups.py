@@ -21,6 +21,7 @@ MAX_GROUP = 128
 MAX_ROWS = 4000
 # So often a group is carried out that fails only because of others at the same time.
 MOST_ATTEMPTS = 5
+RIVAL_SECONDS = 0.01  # the others go first: who tries again at once may come before one that has just been woken
 
 # Over all processes of a server.
 group_sizes = Histogram(1, 2, 4, 8, 16, 32, 64, MAX_GROUP)
@@ -96,6 +97,7 @@ class Group:
                     raise
                 log.info("a group of writes is tried again: %s", type(error).__name__)
             self._roll_back()
+            time.sleep(RIVAL_SECONDS)
         return self._commit()
 
     @property
@@ -125,6 +127,7 @@ class Group:
     def _transact(self, carry_out: Callable[[], list[Outcome]]) -> list[Outcome]:
         changes = [*self._begun, *self.left]
         self._door.begin(_workflows_of(changes), any(change.together is None for change in changes))
+        self._is_committing = False
         outcomes = carry_out()
         started = time.perf_counter()
         self._is_committing = True

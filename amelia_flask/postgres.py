@@ -50,6 +50,7 @@ OLDEST_SERVER = 140000
 # that hangs in the middle of a transaction loses it, and with it the rows that it kept from all others.
 SESSION = f"""
     SET timezone = 'UTC'; SET datestyle = 'ISO'; SET client_encoding = 'UTF8'; SET standard_conforming_strings = on;
+    SET default_transaction_isolation = 'read committed';
     SET lock_timeout = {BUSY_TIMEOUT_MS}; SET idle_in_transaction_session_timeout = 10000;
     SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3;
     SELECT set_config('synchronous_commit', 'on', false)
