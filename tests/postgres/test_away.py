@@ -72,7 +72,7 @@ def test_under_load_nothing_acknowledged_is_lost(
         if disturb == "restart":
             cluster.restart()
         else:
-            assert cluster.end_sessions(database) >= 4  # the writers at least
+            assert cluster.end_sessions(database) > 0
     for each in clients:
         each.wait_for(len(each.acknowledged) + 100)
     enough.set()

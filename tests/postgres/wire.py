@@ -19,7 +19,7 @@ class Detour(socketserver.ThreadingTCPServer):
     """Forwards all connections, as long as `is_silent` is not set.
 
     `cut` says that the next transaction that has inserted anything is cut off at its COMMIT: before it arrives, or
-    before its outcome comes back. Then it is None again.
+    before its outcome comes back; or it is kept back there until `release` is set. Then it is None again.
     """
 
     daemon_threads = True
@@ -29,7 +29,8 @@ class Detour(socketserver.ThreadingTCPServer):
     def __init__(self, port: int) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = port
-        self.cut: Literal["before", "after"] | None = None
+        self.cut: Literal["before", "after", "hold"] | None = None
+        self.release = threading.Event()
         self.speaks = threading.Event()
         self.speaks.set()
         self.accepted = 0
@@ -71,13 +72,22 @@ class _Handler(socketserver.BaseRequestHandler):
             while data := source.recv(CHUNK):
                 self.server.speaks.wait()
                 messages.take(data)
-                if self.server.cut == messages.place and messages.is_commit:
-                    self.server.cut = None
+                if messages.is_commit and self._is_cut(messages.place):
                     break
                 target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+
+    def _is_cut(self, place: str) -> bool:
+        cut = self.server.cut
+        if cut == place:
+            self.server.cut = None
+            return True
+        if cut == "hold" and place == "before":
+            self.server.cut = None
+            self.server.release.wait()
+        return False
 
 
 class _Messages:
