@@ -92,6 +92,7 @@ class Ledger:
 
     def close(self) -> None:
         """Finish what waits to be written, and close this process's connections."""
+        self.stopping = True
         self.writer.stop()
         if self._listener is not None and self._pid == os.getpid():
             self._listener.stop()

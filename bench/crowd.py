@@ -8,7 +8,7 @@ from bench.figures import Row, at_most, figures
 from bench.load import LoadError, drive
 from bench.scale import Scale
 from bench.servers import amelia, serving
-from tests.load import check_record, create_workflows, query
+from tests.load import check_record, create_workflows
 
 CONNECTIONS = 128
 
@@ -20,7 +20,7 @@ def run(scale: Scale, folder: Path) -> Iterator[Row]:
         workflows = create_workflows(server, requests.WORKFLOWS)
         result = drive(server.port, [requests.singles(workflows)] * CONNECTIONS, scale.crowd_seconds)
     check_record(server.database)
-    stored = query(server.database, "SELECT COUNT(*) FROM events WHERE event_type = 'tool_call'")[0][0]
+    stored = server.database.rows("SELECT COUNT(*) FROM events WHERE event_type = 'tool_call'")[0][0]
     if stored != len(result.latencies):
         raise LoadError(f"{len(result.latencies)} events were acknowledged and {stored} are stored.")
     if "locked" in server.log.read_text():

@@ -11,7 +11,7 @@ from statistics import median
 import msgspec
 
 from amelia_flask import report
-from amelia_flask.database import SqliteExtDatabase, open_readers
+from amelia_flask.sqlite import SqliteEngine, SqliteExtDatabase
 from bench import requests
 from bench.figures import Measure, Rounds, Row, alternate, at_least, at_most, compared, figures, p50
 from bench.filling import Filled, fill, fill_usage, settle
@@ -19,7 +19,7 @@ from bench.ingest import load
 from bench.load import LoadError, Result, drive
 from bench.scale import Scale
 from bench.servers import Process, amelia, serving, without_upkeep
-from tests.load import query
+from tests.databases import Sqlite
 
 SIZES = ("smallest", "middle", "largest")
 PAGES = 2000
@@ -101,7 +101,7 @@ def _cold(scale: Scale, path: Path, filled: Filled) -> Row:
 
 
 def _cold_page(server: Process, path: str) -> float:
-    settle(server.database, forget=True)
+    settle(server.file, forget=True)
     return drive(server.port, [requests.gets(path)], 0, most=1).p50
 
 
@@ -116,7 +116,7 @@ def _usage(scale: Scale, folder: Path) -> Iterator[Row]:
 
 def _report(scale: Scale, path: Path) -> Iterator[Row]:
     """The report of 30 days, which cover all records, in this process; what a server adds to it is HTTP."""
-    readers = open_readers(path, 1)
+    readers = SqliteEngine(path).open_readers(1)
     with readers.connection_context():
         reports = [_milliseconds(lambda: _encoded_report(readers), REPORTS) for _ in range(scale.rounds)]
         grouped = [_milliseconds(lambda: readers.execute_sql(_GROUPED).fetchall(), 1) for _ in range(scale.rounds)]
@@ -142,7 +142,7 @@ def _milliseconds(call: Callable[[], object], times: int) -> float:
 
 def _upkeep(scale: Scale, kept: Path, not_kept: Path, filled: Filled) -> Iterator[Row]:
     """How much faster usage is recorded when its sums by day are not kept."""
-    days = query(not_kept, "SELECT * FROM usage_by_day")
+    days = Sqlite(not_kept).rows("SELECT * FROM usage_by_day")
     ours, without = amelia(kept), without_upkeep(not_kept)
     with serving(ours, without):
         results = alternate(
@@ -153,7 +153,7 @@ def _upkeep(scale: Scale, kept: Path, not_kept: Path, filled: Filled) -> Iterato
             },
             scale,
         )
-    if query(not_kept, "SELECT * FROM usage_by_day") != days:
+    if Sqlite(not_kept).rows("SELECT * FROM usage_by_day") != days:
         raise LoadError("The upkeep of the sums by day was not taken out.")
     shares = [1 - a.rate / b.rate for a, b in zip(results["ours"], results["without"], strict=True)]
     rates = {name: figures(results[name]) for name in ("ours", "without")}

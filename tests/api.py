@@ -4,17 +4,17 @@ A test module takes the fixtures by an assignment: `api = tests.api.api`.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from amelia_flask import create_app, schema
+from amelia_flask import create_app
 from amelia_flask.ledger import Ledger
 from amelia_flask.settings import from_environment
 from tests import calls, ledgers
 from tests.answers import check_refused
+from tests.databases import Database, Databases
 
 INVALID = (422, "VALIDATION_ERROR")
 MALFORMED = (400, "MALFORMED_JSON")
@@ -24,13 +24,16 @@ NOBODY = "00000000-0000-7000-8000-000000000000"  # an id that no workflow has
 
 
 class Api:
-    """HTTP without a socket to an application on a database file of its own. Threads may share it."""
+    """HTTP without a socket to an application on a database of its own. Threads may share it."""
 
-    def __init__(self, path: Path) -> None:
-        schema.set_up(path)
-        self.path = path
-        self.app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.app = create_app(from_environment(database.settings))
         self.ledger: Ledger = self.app.extensions["ledger"]
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.ledger.close()
 
     def create(self, now: Any = None, **members: Any) -> str:
         """The id of a new workflow, which was created at `now`."""
@@ -72,16 +75,17 @@ def encoded(value: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+def api(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """One application for all tests of a module that need no database of their own."""
-    api = Api(tmp_path_factory.mktemp("api") / "amelia.db")
-    yield api
-    api.ledger.close()
+    with databases.lend(tmp_path_factory.mktemp("api")) as database:
+        api = Api(database)
+        yield api
+        api.close()
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Api]:
+def fresh(database: Database) -> Iterator[Api]:
     """An application on a new database."""
-    api = Api(tmp_path / "amelia.db")
+    api = Api(database)
     yield api
-    api.ledger.close()
+    api.close()

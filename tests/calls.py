@@ -1,14 +1,14 @@
 """Workflows over HTTP on the test client, and what must hold for every call that is refused."""
 
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from flask.testing import FlaskClient
 
 from amelia_flask.ledger import Ledger
+from tests import databases
 from tests.answers import check_refused
-from tests.ledgers import dump
+from tests.databases import Database
 
 WORKFLOWS = "/api/workflows"
 # The moves that lead a new workflow to a status, each with what it has to say.
@@ -33,9 +33,9 @@ def ledger_of(client: FlaskClient) -> Ledger:
     return ledger
 
 
-def database_of(client: FlaskClient) -> Path:
-    """The file behind the client."""
-    return ledger_of(client).settings.database_path
+def database_of(client: FlaskClient) -> Database:
+    """The database behind the client."""
+    return databases.database_of(ledger_of(client))
 
 
 def new(**members: Any) -> dict[str, Any]:
@@ -75,9 +75,9 @@ def append(client: FlaskClient, workflow: str, event_type: str = "note", **membe
 
 def refused(client: FlaskClient, status: int, code: str, method: str, path: str, **request: Any) -> Any:
     """The answer to a call that is refused and changes not a byte of the record."""
-    before = dump(database_of(client))
+    before = database_of(client).dump()
     answer = check_refused(client.open(path, method=method, **request), status, code)
-    assert dump(database_of(client)) == before
+    assert database_of(client).dump() == before
     return answer
 
 

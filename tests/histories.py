@@ -3,7 +3,6 @@
 import contextlib
 import random
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,6 +12,7 @@ from amelia_flask.errors import AmeliaError
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import Event, PrunedWorkflow, TokenUsage
 from tests import ledgers
+from tests.databases import Database
 from tests.ledgers import new_event
 
 START = datetime(2026, 1, 1, 23, 59, tzinfo=UTC)
@@ -57,9 +57,9 @@ def _step(ledger: Ledger, known: list[str], dice: random.Random, moment: datetim
             prune(ledger, before=clock.to_text(moment - timedelta(hours=2)), max_events=dice.choice([2, 100]))
 
 
-def prune(ledger: Ledger, before: str = "9999", max_events: int = 100) -> None:
+def prune(ledger: Ledger, before: str = clock.LAST, max_events: int = 100) -> None:
     """Take what has ended before a time, and of all others more events than so many."""
-    for _ in retention.steps(ledger, retention.Limits(before, max_events, "")):
+    for _ in retention.steps(ledger, retention.Limits(before, max_events, clock.FIRST)):
         pass
 
 
@@ -85,6 +85,6 @@ def _usage(dice: random.Random, moment: datetime) -> usage.NewUsage:
     return ledgers.new_usage(model=dice.choice(["claude-sonnet-4-5", "no-such-model"]), **members)
 
 
-def check(path: Path) -> None:
+def check(database: Database) -> None:
     """What holds of a record at every moment."""
-    assert list(audit.check(path)) == []
+    assert list(audit.check(database.engine)) == []

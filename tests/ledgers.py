@@ -1,37 +1,28 @@
-"""A ledger on a database file of its own, and what callers send to it made from keyword arguments.
+"""A ledger on a database of its own, and what callers send to it made from keyword arguments.
 
 A test module takes the fixture by an assignment: `ledger = ledgers.ledger`.
 """
 
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import count
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import pytest
-from peewee import sqlite3 as engine
 
-from amelia_flask import events, moves, schema, usage, workflows
+from amelia_flask import events, moves, usage, workflows
 from amelia_flask.ledger import Ledger
-from amelia_flask.settings import from_environment
+from tests.databases import Database
 
 T = TypeVar("T")
 
 _numbers = count(1)
 
 
-def opened(path: Path) -> Ledger:
-    """A ledger on the database at `path`, which is made where it is missing. The caller closes it."""
-    schema.set_up(path)
-    return Ledger(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
-
-
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(database: Database) -> Iterator[Ledger]:
     """A ledger on a new database."""
-    ledger = opened(tmp_path / "amelia.db")
+    ledger = database.ledger()
     yield ledger
     ledger.close()
 
@@ -73,37 +64,3 @@ def move(ledger: Ledger, workflow_id: str, name: str, moment: Any = None, **memb
 def record(ledger: Ledger, workflow_id: str, *records: dict[str, Any]) -> usage.RecordedUsage:
     """Record the usage that each of the dictionaries describes, as one batch."""
     return ledger.write(usage.record, workflow_id, usage.priced([new_usage(**members) for members in records]))
-
-
-def rows(path: Path, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-    """What any other program finds in the database, through a connection of its own."""
-    with closing(engine.connect(path)) as connection:
-        found: list[tuple[Any, ...]] = connection.execute(sql, values).fetchall()
-        return found
-
-
-def dump(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table: what must be the same before and after a change that was refused."""
-    tables = [name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1")]
-    return {name: sorted(rows(path, f"SELECT * FROM {name}"), key=repr) for name in tables}
-
-
-def execute(path: Path, *statements: str) -> None:
-    """What any other program does to the database; foreign keys are not looked at."""
-    with closing(engine.connect(path, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
-
-
-def add_events(path: Path, workflow_id: str, count: int) -> None:
-    """So many events at the end of a workflow's timeline, faster than they could be appended."""
-    execute(
-        path,
-        f"""INSERT INTO events (workflow_id, sequence, id, position, timestamp, agent, event_type, message)
-        WITH RECURSIVE number (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM number WHERE n < {count})
-        SELECT id, last_sequence + n, id || n, value + n, updated_at, 'dev', 'note', printf('%0200d', n)
-        FROM number, (SELECT value FROM event_position), (SELECT * FROM workflows WHERE id = '{workflow_id}')
-        """,
-        f"UPDATE workflows SET last_sequence = last_sequence + {count} WHERE id = '{workflow_id}'",
-        f"UPDATE event_position SET value = value + {count}",
-    )

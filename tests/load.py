@@ -6,13 +6,11 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from peewee import sqlite3 as engine  # the engine that the service itself uses
-
 from amelia_flask import audit
+from tests.databases import Database
 from tests.serving import Server
 
 Call = tuple[str, Any]  # path, body
@@ -93,35 +91,25 @@ def mixed(workflows: list[str], first: int) -> Iterator[Call]:
         yield f"/api/workflows/{workflow}/token-usage", usage | {"cost_usd": 0.1}
 
 
-def query(database: Path, sql: str) -> list[tuple[Any, ...]]:
-    """Rows from a database that nobody has open."""
-    connection = engine.connect(str(database))
-    try:
-        rows: list[tuple[Any, ...]] = connection.execute(sql).fetchall()
-        return rows
-    finally:
-        connection.close()
-
-
-def check_record(database: Path) -> None:
+def check_record(database: Database) -> None:
     """Sound by every check; and where nothing was deleted or pruned, nothing is missing at the beginning either."""
-    assert list(audit.check(database)) == []
-    count, position = query(database, "SELECT COUNT(*), MAX(position) FROM events")[0]
-    assert query(database, "SELECT COUNT(*) FROM events WHERE sequence = 1") == query(
-        database, "SELECT COUNT(*) FROM workflows"
+    assert list(audit.check(database.engine)) == []
+    count, position = database.rows("SELECT COUNT(*), MAX(position) FROM events")[0]
+    assert database.rows("SELECT COUNT(*) FROM events WHERE sequence = 1") == database.rows(
+        "SELECT COUNT(*) FROM workflows"
     )
-    assert count == position == query(database, "SELECT value FROM event_position")[0][0]
+    assert count == position == database.rows("SELECT value FROM event_position")[0][0]
 
 
-def check_acknowledged(database: Path, acknowledged: list[tuple[Call, Any]]) -> None:
+def check_acknowledged(database: Database, acknowledged: list[tuple[Call, Any]]) -> None:
     """Every acknowledged record is there once, where its answer said; every batch is whole."""
-    stored = {row[0]: row[1:] for row in query(database, "SELECT id, sequence, position FROM events")}
-    usage = {row[0] for row in query(database, "SELECT id FROM token_usage")}
+    stored = {row[0]: row[1:] for row in database.rows("SELECT id, sequence, position FROM events")}
+    usage = {row[0] for row in database.rows("SELECT id FROM token_usage")}
     for _, answer in acknowledged:
         for place in answer.get("events", []):
             assert stored[place["id"]] == (place["sequence"], place["position"])
         assert all(record["id"] in usage for record in answer.get("token_usage", []))
-    batches = query(database, "SELECT COUNT(*) FROM events WHERE correlation_id IS NOT NULL GROUP BY workflow_id")
+    batches = database.rows("SELECT COUNT(*) FROM events WHERE correlation_id IS NOT NULL GROUP BY workflow_id")
     assert all(count % 20 == 0 for (count,) in batches)
 
 

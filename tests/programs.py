@@ -10,12 +10,16 @@ SECONDS = 30.0
 ROOT = Path(__file__).parent.parent
 
 
-def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    """A program with `sys`, `Path` and its first argument as `path`; it is spoken to over its standard streams."""
-    whole = f"import sys\nfrom pathlib import Path\npath = Path(sys.argv[1])\n{dedent(code)}"
+def start(code: str, *arguments: object, **settings: str) -> subprocess.Popen[str]:
+    """A program with `sys`, `Path` and its first argument, if there is one, as `path`.
+
+    It is spoken to over its standard streams; `settings` are added to its environment.
+    """
+    whole = f"import sys\nfrom pathlib import Path\npath = Path(*sys.argv[1:2])\n{dedent(code)}"
     command = [sys.executable, "-c", whole, *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    environment = os.environ | settings
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(program: subprocess.Popen[str], said: str = "") -> str:
@@ -25,9 +29,9 @@ def finish(program: subprocess.Popen[str], said: str = "") -> str:
     return out
 
 
-def run(code: str, *arguments: object) -> str:
+def run(code: str, *arguments: object, **settings: str) -> str:
     """What a program printed."""
-    return finish(start(code, *arguments))
+    return finish(start(code, *arguments, **settings))
 
 
 def wait_for_line(program: subprocess.Popen[str], line: str) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.databases import Database, Sqlite, named
+
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -31,18 +33,24 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """`amelia-flask serve` on a database of its own."""
+    """`amelia-flask serve` on a database of its own; a path is that of a file."""
 
-    def __init__(self, database: Path, port: int | None = None, **settings: object) -> None:
-        self.database = database
+    def __init__(self, database: Database | Path, port: int | None = None, **settings: object) -> None:
+        self.database = Sqlite(database) if isinstance(database, Path) else database
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        given = {"database_path": database, "port": self.port, "log_level": "warning"} | settings
+        given = {"port": self.port, "log_level": "warning"} | settings
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AMELIA_")}
-        self.environment = clean | {f"AMELIA_{name.upper()}": str(value) for name, value in given.items()}
-        self.log = database.parent / f"server-{self.port}.log"
+        self.environment = clean | dict(self.database.settings) | named(given)
+        self.log = self.database.folder / f"server-{self.port}.log"
         self.command = [sys.executable, "-m", "amelia_flask", "serve"]
         self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def file(self) -> Path:
+        """Its database, where that is a file."""
+        assert isinstance(self.database, Sqlite)
+        return self.database.path
 
     def start(self) -> "Server":
         """Start it and wait until it is ready."""
@@ -102,7 +110,7 @@ def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 @contextlib.contextmanager
-def serving(database: Path, port: int | None = None, **settings: object) -> Iterator[Server]:
+def serving(database: Database | Path, port: int | None = None, **settings: object) -> Iterator[Server]:
     """A server that is killed afterwards, unless it has stopped by then."""
     server = Server(database, port, **settings)
     try:

@@ -12,8 +12,9 @@ import pytest
 from amelia_flask import audit, events, retention
 from amelia_flask.errors import SchemaError
 from amelia_flask.ledger import Ledger
-from tests import ledgers
-from tests.ledgers import create, dump, execute, move, new_event, record
+from amelia_flask.sqlite import SqliteEngine
+from tests.databases import Sqlite
+from tests.ledgers import create, move, new_event, record
 from tests.load import Clients, create_workflows, mixed
 from tests.serving import serving
 from tests.test_cli import run
@@ -44,7 +45,7 @@ def fill(ledger: Ledger) -> None:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("audit") / "amelia.db"
-    with closing(ledgers.opened(path)) as ledger:
+    with closing(Sqlite(path).set_up().ledger()) as ledger:
         fill(ledger)
     return path
 
@@ -56,11 +57,11 @@ def path(sound: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_record_has_no_findings_and_is_not_changed(path: Path) -> None:
-    before = dump(path)
+    before = Sqlite(path).dump()
     made: list[int] = []
-    assert list(audit.check(path, made.append)) == []
+    assert list(audit.check(SqliteEngine(path), made.append)) == []
     assert sum(made) == len(audit.CHECKS)
-    assert dump(path) == before
+    assert Sqlite(path).dump() == before
 
 
 DELETE_EVENT = f"DELETE FROM events WHERE workflow_id = '{RUNNING}' AND sequence = "
@@ -230,19 +231,19 @@ DAMAGES: list[tuple[str, list[str], list[str]]] = [
 
 @pytest.mark.parametrize(("statements", "findings"), [row[1:] for row in DAMAGES], ids=[row[0] for row in DAMAGES])
 def test_what_was_damaged_is_named(path: Path, statements: list[str], findings: list[str]) -> None:
-    execute(path, *statements)
-    found = list(audit.check(path))
+    Sqlite(path).execute(*statements)
+    found = list(audit.check(SqliteEngine(path)))
     assert len(found) == len(findings), found
     for line, pattern in zip(found, findings, strict=True):
         assert re.fullmatch(pattern, line), line
 
 
 def test_a_page_that_is_damaged_is_found(path: Path) -> None:
-    page = ledgers.rows(path, "SELECT rootpage FROM sqlite_master WHERE name = 'idx_events_type'")[0][0]
+    page = Sqlite(path).rows("SELECT rootpage FROM sqlite_master WHERE name = 'idx_events_type'")[0][0]
     with path.open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
-    found = list(audit.check(path))
+    found = list(audit.check(SqliteEngine(path)))
     assert found
     assert found[0].startswith("the file: ")
 
@@ -250,14 +251,14 @@ def test_a_page_that_is_damaged_is_found(path: Path) -> None:
 def test_an_index_that_lacks_a_row_is_found(path: Path) -> None:
     other = "SELECT rootpage FROM sqlite_master WHERE name = 'idx_workflows_host'"
     move_index = f"UPDATE sqlite_master SET rootpage = ({other}) WHERE name = 'idx_tokens_agent'"
-    execute(path, "PRAGMA writable_schema = ON", move_index)
-    assert any("idx_tokens_agent" in line for line in audit.check(path))
+    Sqlite(path).execute("PRAGMA writable_schema = ON", move_index)
+    assert any("idx_tokens_agent" in line for line in audit.check(SqliteEngine(path)))
 
 
 @pytest.fixture
 def pruned(path: Path) -> Path:
     """A record of which retention has taken one workflow and the beginning of another."""
-    with closing(ledgers.opened(path)) as ledger:
+    with closing(Sqlite(path).set_up().ledger()) as ledger:
         create(ledger, NOW - timedelta(days=50), id=OLD)
         record(ledger, OLD, {"model": "m", "agent": "dev", "cost_usd": 1.0, "timestamp": "2026-06-29T10:00:00Z"})
         move(ledger, OLD, "cancel", NOW - timedelta(days=49))
@@ -267,7 +268,7 @@ def pruned(path: Path) -> Path:
 
 
 def test_a_pruned_record_is_sound(pruned: Path) -> None:
-    assert list(audit.check(pruned)) == []
+    assert list(audit.check(SqliteEngine(pruned))) == []
 
 
 @pytest.mark.parametrize(
@@ -284,8 +285,8 @@ def test_a_pruned_record_is_sound(pruned: Path) -> None:
 def test_what_is_less_than_the_records_give_is_found_in_a_pruned_record_too(
     pruned: Path, statement: str, finding: str
 ) -> None:
-    execute(pruned, statement)
-    found = list(audit.check(pruned))
+    Sqlite(pruned).execute(statement)
+    found = list(audit.check(SqliteEngine(pruned)))
     assert len(found) == 1, found
     assert finding in found[0]
 
@@ -299,9 +300,9 @@ def test_what_is_less_than_the_records_give_is_found_in_a_pruned_record_too(
     ],
 )
 def test_a_database_of_another_version_or_program_is_refused(path: Path, statements: list[str], reason: str) -> None:
-    execute(path, *statements)
+    Sqlite(path).execute(*statements)
     with pytest.raises(SchemaError, match=reason):
-        list(audit.check(path))
+        list(audit.check(SqliteEngine(path)))
 
 
 def test_a_server_goes_on_while_its_record_is_checked_at_one_moment(tmp_path: Path) -> None:
@@ -309,19 +310,19 @@ def test_a_server_goes_on_while_its_record_is_checked_at_one_moment(tmp_path: Pa
         clients = Clients(server, [mixed(create_workflows(server, 4), n) for n in range(4)]).start()
         clients.wait_for(100)
         for _ in range(3):
-            assert list(audit.check(server.database)) == []
+            assert list(audit.check(server.database.engine)) == []
         before = len(clients.acknowledged)
         clients.wait_for(before + 20)
         assert server.stop() == 0
         clients.join()
-    assert list(audit.check(server.database)) == []
+    assert list(audit.check(server.database.engine)) == []
 
 
 def test_the_command_ends_with_what_it_found(path: Path, tmp_path: Path) -> None:
     settings = {"AMELIA_DATABASE_PATH": str(path)}
     done = run("check", **settings)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: sound\n", "")
-    execute(path, "UPDATE event_position SET value = 3", DELETE_EVENT + "3")
+    Sqlite(path).execute("UPDATE event_position SET value = 3", DELETE_EVENT + "3")
     done = run("check", **settings)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 2

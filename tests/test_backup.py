@@ -13,11 +13,13 @@ from peewee import sqlite3 as engine
 
 from amelia_flask import audit, backup, schema
 from amelia_flask.backup import back_up, restore
+from amelia_flask.database import SERVING
 from amelia_flask.errors import DatabaseUnavailable, FileRefused, SchemaError
 from amelia_flask.files import new_file
-from amelia_flask.lock import SERVING, FileLock
-from tests import ledgers
-from tests.ledgers import create, dump, rows
+from amelia_flask.lock import FileLock
+from amelia_flask.sqlite import SqliteEngine
+from tests.databases import Sqlite
+from tests.ledgers import create
 from tests.load import Clients, check_record, create_workflows, mixed
 from tests.serving import serving
 from tests.test_cli import run
@@ -34,7 +36,7 @@ def database(tmp_path: Path) -> Path:
     """A database with one workflow in a folder of its own, and nobody has it open."""
     path = tmp_path / "live" / "amelia.db"
     path.parent.mkdir()
-    with closing(ledgers.opened(path)) as ledger:
+    with closing(Sqlite(path).set_up().ledger()) as ledger:
         create(ledger)
     return path
 
@@ -43,13 +45,13 @@ def database(tmp_path: Path) -> Path:
 def saved(database: Path, tmp_path: Path) -> Path:
     """A backup of `database`, which has one workflow more by now."""
     back_up(database, tmp_path / "saved.db", nothing, NOW)
-    with closing(ledgers.opened(database)) as ledger:
+    with closing(Sqlite(database).set_up().ledger()) as ledger:
         create(ledger)
     return tmp_path / "saved.db"
 
 
 def count(path: Path) -> int:
-    found: int = rows(path, "SELECT COUNT(*) FROM workflows")[0][0]
+    found: int = Sqlite(path).rows("SELECT COUNT(*) FROM workflows")[0][0]
     return found
 
 
@@ -59,16 +61,16 @@ def test_a_backup_is_one_private_file_that_holds_everything(database: Path, tmp_
     back_up(database, saved, nothing)
     assert list(saved.parent.iterdir()) == [saved]
     assert stat.S_IMODE(saved.stat().st_mode) == 0o600
-    assert dump(saved) == dump(database)
-    assert rows(saved, "PRAGMA journal_mode") == [("delete",)]
-    assert list(audit.check(saved)) == []
+    assert Sqlite(saved).dump() == Sqlite(database).dump()
+    assert Sqlite(saved).rows("PRAGMA journal_mode") == [("delete",)]
+    assert list(audit.check(SqliteEngine(saved))) == []
 
 
 def test_a_backup_is_complete_as_of_its_start(database: Path, tmp_path: Path) -> None:
-    with closing(ledgers.opened(database)) as ledger:
+    with closing(Sqlite(database).set_up().ledger()) as ledger:
         workflow = create(ledger)
-        ledgers.add_events(database, workflow, 20_000)
-        before = dump(database)
+        Sqlite(database).add_events(workflow, 20_000)
+        before = Sqlite(database).dump()
         steps: list[int] = []
 
         def write_meanwhile(copied: int) -> None:
@@ -78,7 +80,7 @@ def test_a_backup_is_complete_as_of_its_start(database: Path, tmp_path: Path) ->
 
         back_up(database, tmp_path / "saved.db", write_meanwhile)
     assert len(steps) >= 5
-    assert dump(tmp_path / "saved.db") == before
+    assert Sqlite(tmp_path / "saved.db").dump() == before
 
 
 @pytest.mark.parametrize(
@@ -148,9 +150,9 @@ def test_a_database_whose_server_was_killed_is_backed_up_whole(tmp_path: Path) -
         clients.wait_for(100)
         server.kill()
         clients.join()
-    back_up(server.database, tmp_path / "saved.db", nothing)
-    check_record(tmp_path / "saved.db")
-    stored = {row[0] for row in rows(tmp_path / "saved.db", "SELECT id FROM events")}
+    back_up(server.file, tmp_path / "saved.db", nothing)
+    check_record(Sqlite(tmp_path / "saved.db"))
+    stored = {row[0] for row in Sqlite(tmp_path / "saved.db").rows("SELECT id FROM events")}
     for _, answer in clients.acknowledged:
         assert {place["id"] for place in answer.get("events", [])} <= stored
 
@@ -158,11 +160,11 @@ def test_a_database_whose_server_was_killed_is_backed_up_whole(tmp_path: Path) -
 def test_a_server_goes_on_writing_while_it_is_backed_up(tmp_path: Path) -> None:
     with serving(tmp_path / "amelia.db", workers=2) as server:
         workflows = create_workflows(server, 4)
-        ledgers.add_events(server.database, workflows[0], 30_000)
+        server.database.add_events(workflows[0], 30_000)
         clients = Clients(server, [mixed(workflows[1:], n) for n in range(4)]).start()
         clients.wait_for(50)
         before = len(clients.acknowledged)
-        done = run("backup", str(tmp_path / "saved.db"), AMELIA_DATABASE_PATH=str(server.database))
+        done = run("backup", str(tmp_path / "saved.db"), AMELIA_DATABASE_PATH=str(server.file))
         during = len(clients.acknowledged) - before
         assert done.returncode == 0, done.stderr
         assert "verified" in done.stdout
@@ -170,19 +172,19 @@ def test_a_server_goes_on_writing_while_it_is_backed_up(tmp_path: Path) -> None:
         clients.join()
     assert during > 20
     assert set(clients.statuses) <= {201, 503}
-    assert list(audit.check(tmp_path / "saved.db")) == []
-    assert list(audit.check(server.database)) == []
+    assert list(audit.check(SqliteEngine(tmp_path / "saved.db"))) == []
+    assert list(audit.check(server.database.engine)) == []
     newest = "SELECT MAX(position) FROM events"
-    saved, live = (rows(path, newest)[0][0] for path in (tmp_path / "saved.db", server.database))
+    saved, live = (Sqlite(path).rows(newest)[0][0] for path in (tmp_path / "saved.db", server.file))
     assert 30_000 < saved < live
 
 
 def test_a_restored_database_is_the_backup_and_the_old_one_is_kept(database: Path, saved: Path) -> None:
-    expected, old = dump(saved), dump(database)
+    expected, old = Sqlite(saved).dump(), Sqlite(database).dump()
     kept = restore(database, saved, nothing, replace=True, now=NOW)
-    assert dump(database) == expected == dump(saved)
+    assert Sqlite(database).dump() == expected == Sqlite(saved).dump()
     assert kept == database.with_name("amelia.db.replaced-20260630T120000.000000Z")
-    assert dump(kept) == old
+    assert Sqlite(kept).dump() == old
     assert stat.S_IMODE(database.stat().st_mode) == 0o600
     assert not list(database.parent.glob(".*"))
     with serving(database) as server:
@@ -195,13 +197,13 @@ def test_a_restored_database_is_the_backup_and_the_old_one_is_kept(database: Pat
 def test_a_backup_is_restored_where_nothing_is(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "place" / "amelia.db"
     assert restore(path, saved, nothing) is None
-    assert dump(path) == dump(saved)
+    assert Sqlite(path).dump() == Sqlite(saved).dump()
 
 
 def test_what_stands_in_the_log_of_the_old_one_is_kept_with_it(database: Path, saved: Path) -> None:
     code = (
-        "from contextlib import ExitStack\nimport os\nfrom tests import ledgers\n"
-        "ledger = ledgers.opened(path)\nledgers.create(ledger)\nos.kill(os.getpid(), 9)"
+        "from contextlib import ExitStack\nimport os\nfrom tests import ledgers\nfrom tests.databases import Sqlite\n"
+        "ledger = Sqlite(path).set_up().ledger()\nledgers.create(ledger)\nos.kill(os.getpid(), 9)"
     )
     program = f"import sys\nfrom pathlib import Path\npath = Path(sys.argv[1])\n{code}"
     subprocess.run([sys.executable, "-c", program, str(database)], cwd=Path(__file__).parent.parent, check=False)
@@ -222,16 +224,16 @@ def test_a_database_that_is_too_damaged_to_open_is_replaced_and_kept_with_its_lo
     assert kept is not None
     assert kept.read_bytes().startswith(b"no database at all")
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"left behind"
-    assert dump(database) == dump(saved)
+    assert Sqlite(database).dump() == Sqlite(saved).dump()
 
 
 def refused(database: Path, source: Path, error: type[Exception], reason: str, replace: bool = True) -> None:
     """Restoring is refused with a sentence, and nothing has changed."""
-    before = dump(database)
+    before = Sqlite(database).dump()
     names = sorted(database.parent.iterdir())
     with pytest.raises(error, match=reason):
         restore(database, source, nothing, replace)
-    assert dump(database) == before
+    assert Sqlite(database).dump() == before
     assert [name for name in sorted(database.parent.iterdir()) if name.suffix not in {".writer", ".serving"}] == [
         name for name in names if name.suffix not in {".writer", ".serving"}
     ]
@@ -255,21 +257,21 @@ def test_a_file_that_is_no_database_is_refused(database: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("table", ["notes (x)", "schema_version (name, applied)"])
 def test_a_database_of_another_program_is_refused(database: Path, tmp_path: Path, table: str) -> None:
-    ledgers.execute(tmp_path / "other.db", f"CREATE TABLE {table}")
+    Sqlite(tmp_path / "other.db").execute(f"CREATE TABLE {table}")
     refused(database, tmp_path / "other.db", SchemaError, "no database of amelia-flask")
 
 
 def test_a_backup_of_a_newer_version_is_refused(database: Path, saved: Path) -> None:
-    ledgers.execute(saved, "INSERT INTO schema_version (name, applied) VALUES ('9999_future', '')")
+    Sqlite(saved).execute("INSERT INTO schema_version (name, applied) VALUES ('9999_future', '')")
     refused(database, saved, SchemaError, "made by a newer version .*9999_future")
 
 
 def test_a_backup_of_an_earlier_version_is_restored_and_brought_up_to_date(database: Path, saved: Path) -> None:
-    ledgers.execute(saved, "DELETE FROM schema_version WHERE name = '0004_retention'")
-    ledgers.execute(saved, "DROP TABLE pruned_workflows", "DROP INDEX idx_workflows_completed_at")
+    Sqlite(saved).execute("DELETE FROM schema_version WHERE name = '0004_retention'")
+    Sqlite(saved).execute("DROP TABLE pruned_workflows", "DROP INDEX idx_workflows_completed_at")
     restore(database, saved, nothing, replace=True)
-    assert schema.set_up(database) == ["0004_retention"]
-    assert list(audit.check(database)) == []
+    assert schema.set_up(SqliteEngine(database)) == ["0004_retention"]
+    assert list(audit.check(SqliteEngine(database))) == []
 
 
 def test_the_database_is_not_restored_from_itself(database: Path) -> None:

@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests import ledgers
 from tests.answers import check_refusal, exchange
 from tests.bad_requests import JSON, RAW, TABLE, Bad
 from tests.serving import Server, serving
@@ -60,10 +59,10 @@ def test_every_bad_request_is_refused_quickly_and_changes_nothing(server: Server
     requests = RAW | {bad.name: as_sent(bad, workflow) for bad in TABLE}
     assert len(requests) == len(RAW) + len(TABLE), "a name stands for two"
     assert len(requests) >= 300
-    before = ledgers.dump(server.database)
+    before = server.database.dump()
     complaints = {name: said for name, request in requests.items() if (said := complaint(server, request))}
     # What a busy machine held up once is quick the second time; what is slow by itself is not.
     for name in [name for name, said in complaints.items() if said.startswith("took")]:
         complaints[name] = complaint(server, requests[name]) or "quick"
     assert [(name, said) for name, said in complaints.items() if said != "quick"] == []
-    assert ledgers.dump(server.database) == before
+    assert server.database.dump() == before

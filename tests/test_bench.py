@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from amelia_flask import report
-from amelia_flask.database import open_readers
+from amelia_flask.sqlite import SqliteEngine
 from bench import requests
 from bench.figures import Row, alternate, at_least, at_most, compared, p99, table
 from bench.filling import Filled, fill, fill_usage
 from bench.load import LoadError, Result, drive
 from bench.scale import QUICK
 from bench.transcripts import write
-from tests.load import check_record, query
+from tests.databases import Sqlite
+from tests.load import check_record
 from tests.serving import Server
 
 ROOT = Path(__file__).parent.parent
@@ -175,30 +176,34 @@ def test_a_filled_database_is_as_if_the_service_had_written_it(
 ) -> None:
     path = tmp_path / "amelia.db"
     filled = filling(path, count)
-    check_record(path)
+    check_record(Sqlite(path))
     counted = "events" if filling is fill else "token_usage"
-    assert query(path, f"SELECT COUNT(*) FROM {counted}") == [(count,)]
-    ids = [id_ for (id_,) in query(path, "SELECT id FROM events ORDER BY position")]
+    assert Sqlite(path).rows(f"SELECT COUNT(*) FROM {counted}") == [(count,)]
+    ids = [id_ for (id_,) in Sqlite(path).rows("SELECT id FROM events ORDER BY position")]
     assert ids == sorted(ids)
     told = "SELECT workflow_id FROM events WHERE event_type = 'workflow_completed'"
-    assert query(path, f"SELECT COUNT(*) FROM workflows WHERE (status = 'completed') <> (id IN ({told}))") == [(0,)]
-    active = query(path, "SELECT id FROM workflows WHERE status = 'in_progress' ORDER BY id")
+    assert Sqlite(path).rows(f"SELECT COUNT(*) FROM workflows WHERE (status = 'completed') <> (id IN ({told}))") == [
+        (0,)
+    ]
+    active = Sqlite(path).rows("SELECT id FROM workflows WHERE status = 'in_progress' ORDER BY id")
     assert [id_ for (id_,) in active] == sorted(filled.active)
 
 
 def test_the_sums_of_a_filled_database_are_those_of_its_records(tmp_path: Path) -> None:
     path = tmp_path / "amelia.db"
     fill_usage(path, 2000)
-    readers = open_readers(path, 1)
+    readers = SqliteEngine(path).open_readers(1)
     with readers.connection_context():
         summary = report.report(readers, report.period("all", None, None)).summary
     readers.close_all()
     tokens = "SUM(input_tokens + output_tokens + cache_read_tokens + cache_creation_tokens)"
-    recorded = query(path, f"SELECT {tokens}, SUM(cost_nano) / 1e9, SUM(savings_nano) / 1e9 FROM token_usage")[0]
+    recorded = Sqlite(path).rows(f"SELECT {tokens}, SUM(cost_nano) / 1e9, SUM(savings_nano) / 1e9 FROM token_usage")[
+        0
+    ]
     assert recorded == (summary.total_tokens, summary.total_cost_usd, summary.cache_savings_usd)
-    workflows = query(path, "SELECT COUNT(*), SUM(status = 'completed') FROM workflows")[0]
+    workflows = Sqlite(path).rows("SELECT COUNT(*), SUM(status = 'completed') FROM workflows")[0]
     assert workflows == (summary.total_workflows, summary.successful_workflows)
-    assert query(path, "SELECT SUM(total_tokens), SUM(usage_count) FROM workflows") == [(recorded[0], 2000)]
+    assert Sqlite(path).rows("SELECT SUM(total_tokens), SUM(usage_count) FROM workflows") == [(recorded[0], 2000)]
 
 
 def test_the_transcripts_are_the_same_for_the_same_seed(tmp_path: Path) -> None:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 
 from amelia_flask import create_app, schema
 from amelia_flask.settings import from_environment
-from tests import ledgers
+from amelia_flask.sqlite import SqliteEngine
 from tests.answers import EVENT, USAGE, check_refusal, check_refused, exchange, new_workflow
+from tests.calls import database_of
 from tests.serving import Server, serving
 
 JSON = "application/json"
@@ -69,14 +69,14 @@ def writes(workflow: str) -> list[tuple[str, str, bytes]]:
 
 @pytest.mark.parametrize("media_type", OTHERS)
 def test_other_media_types_are_refused_with_and_without_a_body(
-    app: Flask, client: FlaskClient, workflow: str, media_type: str
+    client: FlaskClient, workflow: str, media_type: str
 ) -> None:
-    before = ledgers.dump(app.extensions["ledger"].settings.database_path)
+    before = database_of(client).dump()
     for method, url, body in writes(workflow):
         for sent in (body, b""):
             response = client.open(url, method=method, data=sent, headers={"Content-Type": media_type})
             check_refused(response, 415, "UNSUPPORTED_MEDIA_TYPE")
-    assert ledgers.dump(app.extensions["ledger"].settings.database_path) == before
+    assert database_of(client).dump() == before
 
 
 @pytest.mark.parametrize("media_type", OURS)
@@ -127,7 +127,7 @@ def creation_of(size: int, worktree: str) -> bytes:
 
 
 def test_a_body_may_be_as_long_as_the_limit_and_no_longer(tmp_path: Path) -> None:
-    schema.set_up(tmp_path / "amelia.db")
+    schema.set_up(SqliteEngine(tmp_path / "amelia.db"))
     settings = {"AMELIA_DATABASE_PATH": str(tmp_path / "amelia.db"), "AMELIA_MAX_BODY_BYTES": str(LIMIT)}
     app = create_app(from_environment(settings))
     client = app.test_client()

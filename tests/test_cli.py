@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amelia_flask import __version__
-from tests.load import query
+from tests.databases import Sqlite
 from tests.serving import Server
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_init_db_makes_the_database_and_then_finds_it_up_to_date(tmp_path: Path)
     assert (first.returncode, again.returncode) == (0, 0)
     assert str(path) in first.stdout
     assert "up to date" in again.stdout
-    assert query(path, "SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert Sqlite(path).rows("SELECT COUNT(*) FROM workflows") == [(0,)]
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -92,7 +92,7 @@ def test_an_import_says_what_it_did_and_names_what_it_left_out(tmp_path: Path) -
     assert "0 events new, 26 known" in done[1].stdout
     assert "4 workflows" in done[1].stdout
     assert f"{TRANSCRIPTS / 'edge_cases.jsonl'}:13: Expected `object`, got `str`" in done[0].stderr
-    assert query(tmp_path / "a.db", "SELECT COUNT(*) FROM token_usage") == [(10,)]
+    assert Sqlite(tmp_path / "a.db").rows("SELECT COUNT(*) FROM token_usage") == [(10,)]
 
 
 def test_an_import_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_serve_says_where_the_database_is_and_what_to_open(tmp_path: Path) -> No
     server = Server(tmp_path / "amelia.db").start()
     assert server.stop() == 0
     said = server.log.read_text()
-    assert str(server.database) in said
+    assert str(server.file) in said
     assert f"{server.url}/api/health" in said
     assert f"{server.url}/api/docs" in said
 

@@ -286,7 +286,7 @@ def test_the_health_check_tells_a_service_that_is_ready_from_none(tmp_path: Path
     assert str(container_settings().port) in of("HEALTHCHECK")[0]
     with serving(tmp_path / "amelia.db", workers=1, host="0.0.0.0", api_token="a-token-of-these-tests") as server:
         assert health_check(server.port) == 0
-        server.database.rename(tmp_path / "moved.db")
+        server.file.rename(tmp_path / "moved.db")
         assert health_check(server.port) == 1
     assert health_check(free_port()) == 1
 

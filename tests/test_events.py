@@ -12,7 +12,7 @@ from amelia_flask import clock
 from amelia_flask.events import SERVICE_TYPES
 from tests import api as http
 from tests.api import INVALID, MALFORMED, MISSING, NOBODY, REUSED, Api
-from tests.ledgers import move, rows
+from tests.ledgers import move
 
 api = http.api
 fresh = http.fresh
@@ -68,8 +68,8 @@ def test_events_get_the_next_numbers_in_the_order_sent(fresh: Api, body: Any) ->
     assert [place["sequence"] for place in answer["events"]] == list(range(2, len(sent) + 2))
     first = before["position"] + 1
     assert [place["position"] for place in answer["events"]] == list(range(first, first + len(sent)))
-    stored = rows(api.path, "SELECT id, message FROM events WHERE workflow_id = ? AND sequence > 1", workflow)
-    messages = dict(stored)
+    stored = api.database.rows("SELECT id, message FROM events WHERE workflow_id = ? AND sequence > 1", workflow)
+    messages: dict[str, str] = dict(stored)
     assert [messages[place["id"]] for place in answer["events"]] == [one["message"] for one in sent]
 
 
@@ -229,7 +229,7 @@ def test_a_body_of_another_shape_is_refused_whole(
 def test_times_are_kept_in_utc_with_microseconds(api: Api, workflow: str, given: str, kept: str) -> None:
     api.accepted(address(workflow), event(timestamp=given))
     assert newest(api, workflow)["timestamp"] == kept
-    assert rows(api.path, "SELECT timestamp FROM events WHERE workflow_id = ? AND sequence = 2", workflow) == [
+    assert api.database.rows("SELECT timestamp FROM events WHERE workflow_id = ? AND sequence = 2", workflow) == [
         (kept,)
     ]
 

@@ -18,8 +18,9 @@ from amelia_flask.errors import NotFound
 from amelia_flask.ledger import Ledger
 from amelia_flask.transfer import reading, writing
 from tests import ledgers
+from tests.databases import Database, database_of
 from tests.histories import check, prune
-from tests.ledgers import create, move, new_event, record, rows
+from tests.ledgers import create, move, new_event, record
 from tests.load import check_record
 from tests.serving import Server, serving
 from tests.test_cli import run
@@ -31,9 +32,9 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Ledger]:
+def other(other_database: Database) -> Iterator[Ledger]:
     """A second database."""
-    with closing(ledgers.opened(tmp_path / "other.db")) as other:
+    with closing(other_database.ledger()) as other:
         yield other
 
 
@@ -70,8 +71,8 @@ def test_a_part_has_all_that_belongs_to_its_workflows_and_nothing_else(ledger: L
     assert exported(other) == exported(other, ids=(wanted,)) == raw
     for table in ("events", "token_usage"):
         query = f"SELECT * FROM {table} WHERE workflow_id = ? ORDER BY id"
-        assert rows(other.settings.database_path, query, wanted) == rows(ledger.settings.database_path, query, wanted)
-    assert rows(other.settings.database_path, "SELECT COUNT(*) FROM workflows") == [(1,)]
+        assert database_of(other).rows(query, wanted) == database_of(ledger).rows(query, wanted)
+    assert database_of(other).rows("SELECT COUNT(*) FROM workflows") == [(1,)]
 
 
 def test_a_workflow_that_is_not_there_is_named(ledger: Ledger) -> None:
@@ -95,7 +96,7 @@ def test_an_export_that_is_given_up_lets_go_of_the_database(ledger: Ledger) -> N
     next(lines)
     lines.close()
     used(ledger)
-    assert rows(ledger.settings.database_path, "PRAGMA wal_checkpoint(TRUNCATE)") == [(0, 0, 0)]
+    assert database_of(ledger).rows("PRAGMA wal_checkpoint(TRUNCATE)") == [(0, 0, 0)]
 
 
 def test_progress_of_an_export_ends_with_the_newest_position(ledger: Ledger) -> None:
@@ -147,7 +148,7 @@ def test_the_sums_of_two_records_that_were_pruned_add_up(ledger: Ledger, other: 
     take_in(other, exported(ledger))
     assert reported(other).summary.total_cost_usd == 0.5
     assert reported(other).summary.total_workflows == 2
-    check(other.settings.database_path)
+    check(database_of(other))
 
 
 def test_sums_that_would_count_some_workflows_twice_are_left_out_and_named(ledger: Ledger, other: Ledger) -> None:
@@ -201,7 +202,7 @@ def test_files_are_new_private_and_whole(ledger: Ledger, tmp_path: Path) -> None
     used(ledger)
     file = tmp_path / "out" / "record.ndjson"
     file.parent.mkdir()
-    setting = {"AMELIA_DATABASE_PATH": str(ledger.settings.database_path)}
+    setting = dict(database_of(ledger).settings)
     assert run("export", str(file), **setting).returncode == 0
     assert file.read_bytes() == exported(ledger)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -215,7 +216,7 @@ def test_files_are_new_private_and_whole(ledger: Ledger, tmp_path: Path) -> None
 
 def test_lines_go_from_standard_output_to_standard_input(ledger: Ledger, tmp_path: Path) -> None:
     used(ledger)
-    out = run("export", "-", AMELIA_DATABASE_PATH=str(ledger.settings.database_path))
+    out = run("export", "-", **database_of(ledger).settings)
     assert (out.returncode, out.stderr, out.stdout.encode()) == (0, "", exported(ledger))
     setting = {"AMELIA_DATABASE_PATH": str(tmp_path / "b.db")}
     for new in (1, 0):
@@ -238,7 +239,7 @@ def test_lines_go_from_standard_output_to_standard_input(ledger: Ledger, tmp_pat
 def test_times_are_days_or_have_an_offset(ledger: Ledger, options: list[str], found: int) -> None:
     for day in range(2):
         used(ledger, day)
-    done = run("export", *options, "-", AMELIA_DATABASE_PATH=str(ledger.settings.database_path))
+    done = run("export", *options, "-", **database_of(ledger).settings)
     assert len(chosen(done.stdout.encode())) == found
 
 
@@ -260,7 +261,7 @@ def test_an_import_names_the_line_and_what_is_refused(ledger: Ledger, tmp_path: 
     workflow = used(ledger)
     file = tmp_path / "record.ndjson"
     file.write_bytes(exported(ledger))
-    setting = {"AMELIA_DATABASE_PATH": str(ledger.settings.database_path)}
+    setting = dict(database_of(ledger).settings)
     ledger.write(events.append, workflow, events.arrived([new_event()]))
     done = run("import", "ndjson", str(file), **setting)
     assert done.returncode == 1
@@ -271,20 +272,20 @@ def test_an_import_names_the_line_and_what_is_refused(ledger: Ledger, tmp_path: 
     assert done.stderr.startswith(f"Error: {file}: Line 1: The body is not JSON")
 
 
-def test_a_server_goes_on_while_its_record_moves(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_server_goes_on_while_its_record_moves(tmp_path: Path, ledger: Ledger, other_database: Database) -> None:
     for _ in range(3):
         workflow = used(ledger)
         ledger.write(events.append, workflow, events.arrived([new_event() for _ in range(700)]))
     file = tmp_path / "record.ndjson"
     file.write_bytes(exported(ledger))
-    with serving(tmp_path / "server.db", workers=2) as server:
+    with serving(other_database, workers=2) as server:
         program = start(server, "import", "ndjson", str(file))
         added = 0
         while program.poll() is None or added < 20:
             add(server)
             added += 1
         assert program.wait() == 0
-        out = run("export", "-", AMELIA_DATABASE_PATH=str(server.database))
+        out = run("export", "-", **server.database.settings)
         assert len(chosen(out.stdout.encode())) == 3 + added
         check_record(server.database)
         check(server.database)
@@ -292,7 +293,7 @@ def test_a_server_goes_on_while_its_record_moves(tmp_path: Path, ledger: Ledger)
 
 
 def start(server: Server, *arguments: str) -> "subprocess.Popen[bytes]":
-    environment = os.environ | {"AMELIA_DATABASE_PATH": str(server.database)}
+    environment = os.environ | dict(server.database.settings)
     command = [sys.executable, "-m", "amelia_flask", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
 

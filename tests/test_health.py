@@ -1,7 +1,7 @@
 """Probes, and a state of the service that is measured."""
 
 import os
-from contextlib import closing
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,12 @@ import psutil
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from peewee import sqlite3 as engine
 
 from amelia_flask import __version__, create_app
-from amelia_flask.database import engine_version
 from amelia_flask.settings import from_environment
-from tests import ledgers
+from amelia_flask.sqlite import engine_version
 from tests.answers import check_refusal, check_refused, new_workflow
+from tests.databases import Database, Sqlite
 from tests.serving import serving
 
 TYPES = {
@@ -47,16 +46,18 @@ def database_state(client: FlaskClient) -> tuple[str, str, str | None]:
 HEALTHY = ("healthy", "healthy", None)
 
 
-def test_the_state_has_every_figure(client: FlaskClient) -> None:
+def test_the_state_has_every_figure(client: FlaskClient, database: Database) -> None:
+    is_sqlite = isinstance(database, Sqlite)
     said = state(client)
     assert said.keys() == TYPES.keys()
     assert {name: type(value) for name, value in said.items()} == TYPES
     assert said["version"] == __version__
+    assert re.fullmatch(r"SQLite [\d.]+|PostgreSQL( [\d.]+)?", said["database"]["engine"])
     assert said["database"] == {
         "status": "healthy",
-        "mode": "wal",
+        "mode": "wal" if is_sqlite else "postgresql",
         "error": None,
-        "engine": f"SQLite {engine_version()}",
+        "engine": f"SQLite {engine_version()}" if is_sqlite else said["database"]["engine"],
         "engine_is_mended": said["database"]["engine_is_mended"],
         "writer": {"waiting": 0, "commits": said["database"]["writer"]["commits"], "failure": None},
     }
@@ -82,17 +83,16 @@ def test_work_shows_in_the_load(client: FlaskClient) -> None:
     assert state(client)["cpu_percent"] > 0
 
 
-def test_a_check_leaves_nothing_behind_and_takes_away_what_another_left(app: Flask, tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    with closing(engine.connect(path)) as connection, connection:
-        for name, moment in (("old", "2020-01-01T00:00:00.000000Z"), ("new", "2999-01-01T00:00:00.000000Z")):
-            connection.execute("INSERT INTO health_check (id, checked_at) VALUES (?, ?)", (name, moment))
-    before = ledgers.dump(path)
+def test_a_check_leaves_nothing_behind_and_takes_away_what_another_left(app: Flask, database: Database) -> None:
+    for name, moment in (("old", "2020-01-01T00:00:00.000000Z"), ("new", "2999-01-01T00:00:00.000000Z")):
+        database.execute(f"INSERT INTO health_check (id, checked_at) VALUES ('{name}', '{moment}')")
+    before = database.dump()
     assert database_state(app.test_client()) == HEALTHY
-    assert ledgers.rows(path, "SELECT id FROM health_check") == [("new",)]
-    assert {**ledgers.dump(path), "health_check": []} == {**before, "health_check": []}
+    assert database.rows("SELECT id FROM health_check") == [("new",)]
+    assert {**database.dump(), "health_check": []} == {**before, "health_check": []}
 
 
+@pytest.mark.engines("sqlite")
 def test_a_database_that_was_moved_away_is_unhealthy_until_it_is_back(client: FlaskClient, tmp_path: Path) -> None:
     new_workflow(client)
     assert database_state(client) == HEALTHY
@@ -109,17 +109,17 @@ def test_a_database_that_was_moved_away_is_unhealthy_until_it_is_back(client: Fl
 
 
 def test_a_database_that_another_program_locks_is_degraded_until_it_lets_go(
-    client: FlaskClient, tmp_path: Path
+    client: FlaskClient, database: Database
 ) -> None:
     new_workflow(client)
-    with closing(engine.connect(tmp_path / "amelia.db", isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with database.blocked():
         assert database_state(client)[:2] == ("degraded", "degraded")
         assert client.get("/api/health/live").status_code == 200
         assert client.get("/api/workflows").get_json()["total"] == 1, "reading goes on"
     assert database_state(client) == HEALTHY
 
 
+@pytest.mark.engines("sqlite")
 def test_a_database_that_cannot_be_written_is_degraded_until_it_can(client: FlaskClient, tmp_path: Path) -> None:
     new_workflow(client)
     path, closed, kept = tmp_path / "amelia.db", tmp_path / "closed.db", tmp_path / "kept.db"
@@ -135,7 +135,7 @@ def test_a_database_that_cannot_be_written_is_degraded_until_it_can(client: Flas
 
 def make_closed(path: Path, copy: Path) -> None:
     """Make a copy that can only be read: its header says that a later format alone may write it."""
-    change(path, f"VACUUM INTO '{copy}'")
+    Sqlite(path).execute(f"VACUUM INTO '{copy}'")
     with copy.open("r+b") as file:
         file.seek(18)
         file.write(b"\x03\x02")
@@ -157,13 +157,6 @@ def not_ready(client: FlaskClient, reason: str) -> None:
     assert answer["reason"] == answer["error"]
     assert answer["reason"].startswith(reason), answer
     assert int(response.headers["Retry-After"]) > 0
-
-
-def change(path: Path, *statements: str) -> None:
-    """Carry out SQL beside the service."""
-    with closing(engine.connect(path, isolation_level=None)) as connection:
-        for statement in statements:
-            connection.execute(statement)
 
 
 def test_readiness_is_one_member(client: FlaskClient) -> None:
@@ -192,12 +185,11 @@ def test_readiness_is_one_member(client: FlaskClient) -> None:
     ],
 )
 def test_another_schema_is_not_ready(
-    client: FlaskClient, tmp_path: Path, statement: str, back: str, reason: str
+    client: FlaskClient, database: Database, statement: str, back: str, reason: str
 ) -> None:
-    path = tmp_path / "amelia.db"
-    change(path, "CREATE TABLE kept AS SELECT * FROM schema_version", statement)
+    database.execute("CREATE TABLE kept AS SELECT * FROM schema_version", statement)
     not_ready(client, reason)
-    change(path, back)
+    database.execute(back)
     assert client.get("/api/health/ready").status_code == 200
 
 
@@ -228,12 +220,12 @@ def test_being_alive_takes_no_database(tmp_path: Path) -> None:
 
 def test_a_real_server_heals_by_itself(tmp_path: Path) -> None:
     with serving(tmp_path / "amelia.db", workers=2) as server:
-        server.database.rename(tmp_path / "away.db")
+        server.file.rename(tmp_path / "away.db")
         for _ in range(4):
             reply = server.request("GET", "/api/health/ready")
             assert (reply.status, reply.json["status"]) == (503, "not_ready")
             check_refusal(reply.json, "NOT_READY")
             assert server.request("GET", "/api/health/live").status == 200
-        (tmp_path / "away.db").rename(server.database)
+        (tmp_path / "away.db").rename(server.file)
         server.wait_until_ready()
         assert server.request("GET", "/api/health").json["status"] == "healthy"

@@ -19,10 +19,15 @@ ROOMS = [
     "redaction",
     "database",
     "lock",
+    "sqlite",
+    "postgres",
+    "engines",
     "models",
     "schema",
+    "groups",
     "writer",
     "pricing",
+    "stages",
     "events",
     "timeline",
     "rollups",
@@ -110,6 +115,7 @@ def test_what_has_one_owner_stays_with_it() -> None:
             "client",
             "cli",
         }, file
+        assert "psycopg" not in tops or name == "postgres", file
         assert "psutil" not in tops or name == "health", file
         assert not {"os.environ", "os.getenv"} & words(file) or name == "settings", file
 

@@ -4,10 +4,10 @@ The history goes through the real writer into a real file; what is checked is wh
 """
 
 import contextlib
-import shutil
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from amelia_flask import audit, clock, events, moves, report, retention, usage, workflows
 from amelia_flask.errors import AmeliaError, IdReused, InvalidState, NotFound, ValidationError, WorkflowConflict
 from amelia_flask.ledger import Ledger
-from tests import ledgers
-from tests.ledgers import decode, dump, new_event, new_usage, new_workflow, rows
+from tests.databases import Databases
+from tests.ledgers import decode, new_event, new_usage, new_workflow
 
 ACTIVE = {"pending", "in_progress", "blocked"}
 # The statuses from which a move may start, and the one to which it leads.
@@ -75,13 +83,15 @@ class Fault(Exception):
 class Histories(RuleBasedStateMachine):
     """What callers may do, and what must hold whatever they did."""
 
+    databases: Databases
     known = Bundle("known")
 
     @initialize()
     def begin(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        self.path = self.folder / "amelia.db"
-        self.ledger: Ledger = ledgers.opened(self.path)
+        self.lent = ExitStack()
+        folder = Path(self.lent.enter_context(tempfile.TemporaryDirectory()))
+        self.database = self.lent.enter_context(self.databases.lend(folder))
+        self.ledger: Ledger = self.database.ledger()
         self.status: dict[str, str] = {}
         self.acknowledged: dict[str, tuple[str, int, int]] = {}
         self.last_position = 0
@@ -92,20 +102,20 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
             self.ledger.close()
-            shutil.rmtree(self.folder)
+            self.lent.close()
 
     def refused(self, error: type[AmeliaError] | tuple[type[AmeliaError], ...], call: Callable[[], Any]) -> None:
         """The call is refused, and not a byte of the record has changed."""
-        before = dump(self.path)
+        before = self.database.dump()
         with pytest.raises(error):
             call()
-        assert dump(self.path) == before
+        assert self.database.dump() == before
 
     def repeated(self, call: Callable[[], Any]) -> None:
         """The same call again gives the same answer and changes nothing."""
-        before = dump(self.path)
+        before = self.database.dump()
         call()
-        assert dump(self.path) == before
+        assert self.database.dump() == before
 
     @rule(target=known, path=names, host=st.sampled_from(["", "h"]))
     def create(self, path: str, host: str) -> Any:
@@ -115,7 +125,7 @@ class Histories(RuleBasedStateMachine):
             return self.ledger.write(workflows.create, new)[0]
 
         held = "SELECT COUNT(*) FROM workflows WHERE worktree_path = ? AND host = ? AND status IN {}"
-        if rows(self.path, held.format(tuple(sorted(ACTIVE))), f"/{path}", host) != [(0,)]:
+        if self.database.rows(held.format(tuple(sorted(ACTIVE))), f"/{path}", host) != [(0,)]:
             self.refused(WorkflowConflict, create)
             return multiple()
         created = create()
@@ -134,10 +144,10 @@ class Histories(RuleBasedStateMachine):
 
         sources, target = TABLE[name]
         if event_id in self.acknowledged:
-            before = dump(self.path)
+            before = self.database.dump()
             with contextlib.suppress(IdReused, NotFound):
                 assert move().event.id == event_id
-            assert dump(self.path) == before
+            assert self.database.dump() == before
         elif workflow not in self.status:
             self.refused(NotFound, move)
         elif self.status[workflow] not in sources:
@@ -151,11 +161,11 @@ class Histories(RuleBasedStateMachine):
     @rule(workflow=known, batch=st.lists(event_members, min_size=1, max_size=4))
     def append(self, workflow: str, batch: list[dict[str, Any]]) -> None:
         given = [new_event(**members) for members in batch]
-        before = dump(self.path)
+        before = self.database.dump()
         try:
             answer = self.ledger.write(events.append, workflow, events.arrived(given))
         except (IdReused, NotFound):
-            assert dump(self.path) == before
+            assert self.database.dump() == before
             return
         assert workflow in self.status
         self.acknowledge(workflow, answer.events)
@@ -165,11 +175,11 @@ class Histories(RuleBasedStateMachine):
     @rule(workflow=known, batch=st.lists(usage_members, min_size=1, max_size=3))
     def record(self, workflow: str, batch: list[dict[str, Any]]) -> None:
         given = usage.priced([new_usage(**members) for members in batch])
-        before = dump(self.path)
+        before = self.database.dump()
         try:
             answer = self.ledger.write(usage.record, workflow, given)
         except (IdReused, NotFound, ValidationError):
-            assert dump(self.path) == before
+            assert self.database.dump() == before
             return
         stored = {row[0] for row in before["token_usage"]}
         for one in {one.id: one for one in given if one.id not in stored}.values():
@@ -220,7 +230,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.ledger.close()
-        self.ledger = ledgers.opened(self.path)
+        self.ledger = self.database.ledger()
 
     def forget(self, workflow: str) -> None:
         del self.status[workflow]
@@ -237,28 +247,28 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def nothing_acknowledged_is_lost_or_moved(self) -> None:
         stored = {
-            row[0]: row[1:] for row in rows(self.path, "SELECT id, workflow_id, sequence, position FROM events")
+            row[0]: row[1:] for row in self.database.rows("SELECT id, workflow_id, sequence, position FROM events")
         }
         assert self.acknowledged.items() <= stored.items()
 
     @invariant()
     def sequences_have_no_gap_and_positions_rise_with_them(self) -> None:
         by_workflow = defaultdict(list)
-        for workflow, sequence, position in rows(
-            self.path, "SELECT workflow_id, sequence, position FROM events ORDER BY workflow_id, sequence"
+        for workflow, sequence, position in self.database.rows(
+            "SELECT workflow_id, sequence, position FROM events ORDER BY workflow_id, sequence"
         ):
             by_workflow[workflow].append((sequence, position))
         for places in by_workflow.values():
             assert [sequence for sequence, _ in places] == list(range(1, len(places) + 1))
             positions = [position for _, position in places]
             assert positions == sorted(set(positions))
-        last = dict(rows(self.path, "SELECT id, last_sequence FROM workflows"))
+        last: dict[str, int] = dict(self.database.rows("SELECT id, last_sequence FROM workflows"))
         assert last == {workflow: len(places) for workflow, places in by_workflow.items()}
 
     @invariant()
     def no_position_appears_at_or_below_one_that_was_seen(self) -> None:
-        found = rows(self.path, "SELECT MAX(position) FROM events")[0][0] or 0
-        taken = rows(self.path, "SELECT value FROM event_position")[0][0]
+        found = self.database.rows("SELECT MAX(position) FROM events")[0][0] or 0
+        taken = self.database.rows("SELECT value FROM event_position")[0][0]
         assert found <= taken
         assert taken >= self.last_position
         self.last_position = taken
@@ -267,7 +277,7 @@ class Histories(RuleBasedStateMachine):
     def a_worktree_has_one_active_workflow_at_most(self) -> None:
         active = [
             (host, path)
-            for host, path, status in rows(self.path, "SELECT host, worktree_path, status FROM workflows")
+            for host, path, status in self.database.rows("SELECT host, worktree_path, status FROM workflows")
             if status in ACTIVE
         ]
         assert len(active) == len(set(active))
@@ -276,33 +286,33 @@ class Histories(RuleBasedStateMachine):
     def replaying_the_events_gives_the_status(self) -> None:
         replayed = {
             workflow: REPLAYED[event_type]
-            for workflow, event_type in rows(
-                self.path, "SELECT workflow_id, event_type FROM events ORDER BY workflow_id, sequence"
+            for workflow, event_type in self.database.rows(
+                "SELECT workflow_id, event_type FROM events ORDER BY workflow_id, sequence"
             )
             if event_type in REPLAYED
         }
-        assert dict(rows(self.path, "SELECT id, status FROM workflows")) == replayed == self.status
+        assert dict(self.database.rows("SELECT id, status FROM workflows")) == replayed == self.status
 
     @invariant()
     def sums_equal_what_was_recorded(self) -> None:
         recorded = sum(self.used.values(), self.pruned.copy())
         summed: Counter[tuple[Any, ...]] = Counter()
-        for day, agent, model, *numbers in rows(
-            self.path, f"SELECT day, agent, model, {', '.join(NAMES)} FROM usage_by_day"
+        for day, agent, model, *numbers in self.database.rows(
+            f"SELECT day, agent, model, {', '.join(NAMES)} FROM usage_by_day"
         ):
             summed += Counter({(day, agent, model, name): n for name, n in zip(NAMES, numbers, strict=True)})
         assert summed == +recorded
 
     @invariant()
     def totals_of_workflows_equal_their_records(self) -> None:
-        for workflow, tokens, nano in rows(self.path, "SELECT id, total_tokens, cost_nano FROM workflows"):
+        for workflow, tokens, nano in self.database.rows("SELECT id, total_tokens, cost_nano FROM workflows"):
             sums = self.used[workflow]
             assert tokens == sum(value for key, value in sums.items() if key[-1] in NAMES[:4])
             assert nano == sum(value for key, value in sums.items() if key[-1] == "cost_nano")
 
     @invariant()
     def the_check_finds_nothing(self) -> None:
-        assert list(audit.check(self.path)) == []
+        assert list(audit.check(self.database.engine)) == []
 
     @invariant()
     def the_report_says_the_same(self) -> None:
@@ -332,10 +342,12 @@ def sums_of(key: tuple[str, str, str], *numbers: int | None) -> Counter[tuple[An
     return Counter({(*key, name): value or 0 for name, value in zip(NAMES, (*used, nano, unpriced), strict=True)})
 
 
-Histories.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
-TestHistories = Histories.TestCase
+def test_what_must_hold_does_whatever_callers_do(databases: Databases) -> None:
+    chosen = settings(
+        max_examples=40,
+        stateful_step_count=25,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
+    Histories.databases = databases
+    run_state_machine_as_test(Histories, settings=chosen)

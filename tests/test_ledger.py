@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 
-from amelia_flask import schema
+from amelia_flask import audit
 from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.ledger import Ledger
-from amelia_flask.settings import from_environment
+from amelia_flask.models import HealthCheck
 from tests import ledgers, programs
-from tests.ledgers import rows
+from tests.databases import Database
+from tests.writers import MOMENT
 
 ledger = ledgers.ledger
 
 
 def add(tx: Any, name: str) -> str:
-    tx.execute_sql("INSERT INTO health_check VALUES (?, '')", (name,))
+    HealthCheck.insert(id=name, checked_at=MOMENT).execute(tx)
     return name
 
 
@@ -31,10 +32,11 @@ def test_a_write_is_read_at_once(ledger: Ledger) -> None:
     assert ledger.read(count, most=1) == 1
 
 
-def test_making_one_opens_nothing_and_closing_one_leaves_nothing_open(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    schema.set_up(path)
-    ledger = Ledger(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
+@pytest.mark.engines("sqlite")
+def test_making_one_opens_nothing_and_closing_one_leaves_nothing_open(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    ledger = database.ledger()
     assert programs.open_files(tmp_path) == set()
     ledger.write(add, "a")
     ledger.read(count)
@@ -44,24 +46,19 @@ def test_making_one_opens_nothing_and_closing_one_leaves_nothing_open(tmp_path: 
     assert not path.with_name("amelia.db-wal").exists()
 
 
-def test_closing_one_that_was_never_used_is_harmless(tmp_path: Path) -> None:
-    ledger = ledgers.opened(tmp_path / "amelia.db")
+def test_closing_one_that_was_never_used_is_harmless(ledger: Ledger) -> None:
     ledger.close()
     with pytest.raises(DatabaseUnavailable, match="shutting down"):
         ledger.write(add, "a")
     assert ledger.stopping
 
 
-def test_processes_forked_from_an_unused_one_each_have_their_own(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    schema.set_up(path)
+def test_processes_forked_from_an_unused_one_each_have_their_own(database: Database) -> None:
     code = """
     import os
     from amelia_flask.ledger import Ledger
     from amelia_flask.settings import from_environment
-
-    def add(tx, name):
-        tx.execute_sql("INSERT INTO health_check VALUES (?, '')", (name,))
+    from tests.test_ledger import add
 
     def work():
         for n in range(50):
@@ -69,7 +66,7 @@ def test_processes_forked_from_an_unused_one_each_have_their_own(tmp_path: Path)
             assert ledger.read(lambda db: db.execute_sql("SELECT COUNT(*) FROM health_check").fetchone()[0]) > n
         ledger.close()
 
-    ledger = Ledger(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
+    ledger = Ledger(from_environment())
     children = []
     for _ in range(3):
         child = os.fork()
@@ -84,6 +81,6 @@ def test_processes_forked_from_an_unused_one_each_have_their_own(tmp_path: Path)
     work()
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     """
-    programs.run(code, path)
-    assert rows(path, "SELECT COUNT(*), COUNT(DISTINCT id) FROM health_check") == [(200, 200)]
-    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    programs.run(code, **database.settings)
+    assert database.rows("SELECT COUNT(*), COUNT(DISTINCT id) FROM health_check") == [(200, 200)]
+    assert list(audit.check(database.engine)) == []

@@ -9,13 +9,16 @@ import pytest
 from amelia_flask import schema
 from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.lock import FileLock
+from amelia_flask.sqlite import SqliteEngine
 from tests import programs
-from tests.ledgers import rows
+from tests.databases import Sqlite
 
 TURNS = 1500
 TAKE_TURNS = """
+from amelia_flask.groups import Change
+from amelia_flask.sqlite import SqliteEngine
 from amelia_flask.writer import Writer
-writer = Writer(path)
+writer = Writer(SqliteEngine(path))
 
 def add(tx):
     turn = tx.execute_sql("SELECT COUNT(*) FROM health_check").fetchone()[0]
@@ -24,7 +27,7 @@ def add(tx):
 
 print("here", flush=True)
 input()
-while writer.run(add) < int(sys.argv[3]):
+while writer.run(Change(add)) < int(sys.argv[3]):
     pass
 writer.stop()
 """
@@ -62,14 +65,14 @@ def is_free(path: Path) -> bool:
 
 
 def test_two_processes_that_write_without_rest_get_their_turns(path: Path) -> None:
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     both = [programs.start(TAKE_TURNS, path, name, TURNS) for name in "ab"]
     for program in both:
         programs.wait_for_line(program, "here")
     programs.tell_all(both)
     for program in both:
         programs.finish(program)
-    turns = dict(rows(path, "SELECT checked_at, COUNT(*) FROM health_check GROUP BY 1"))
+    turns: dict[str, int] = dict(Sqlite(path).rows("SELECT checked_at, COUNT(*) FROM health_check GROUP BY 1"))
     # Half each on an idle machine; on a busy one the scheduler has a say. Without the lock one gets next to none.
     assert min(turns["a"], turns["b"]) >= TURNS / 5
 

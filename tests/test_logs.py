@@ -186,7 +186,7 @@ def test_the_lines_of_writes_that_are_carried_out_together_have_each_its_own_id(
     with lock.held():
         for request_id in ("first", "second", None):
             logs.request_id.set(request_id)
-            ledger.submit(written_and_broken)
+            ledger.submit_to((), written_and_broken)
     with pytest.raises(InternalError):
         ledger.write(broken)
     lock.close()

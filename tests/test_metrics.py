@@ -15,7 +15,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from amelia_flask import backup, clock, create_app, errors, metrics, schema
+from amelia_flask import backup, clock, create_app, errors, metrics
 from amelia_flask.errors import AmeliaError
 from amelia_flask.lock import FileLock
 from amelia_flask.settings import from_environment
@@ -23,7 +23,8 @@ from amelia_flask.stream import open_readers
 from amelia_flask.web.operations import Resource
 from tests import programs
 from tests.answers import check_refused
-from tests.calls import append, create, database_of, ledger_of, new, url
+from tests.calls import append, create, ledger_of, new, url
+from tests.databases import Database
 from tests.serving import Server, serving, until
 
 Figures = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -203,9 +204,10 @@ def test_groups_and_commits_are_counted(client: FlaskClient) -> None:
     assert of(after, "amelia_events_total") - of(before, "amelia_events_total") == 3
 
 
-def test_writes_that_wait_are_counted_while_they_wait(client: FlaskClient) -> None:
+@pytest.mark.engines("sqlite")
+def test_writes_that_wait_are_counted_while_they_wait(client: FlaskClient, path: Path) -> None:
     workflow = create(client)
-    lock = FileLock(database_of(client))
+    lock = FileLock(path)
     before = figures(scraped(client))
     calls = [threading.Thread(target=append, args=(client.application.test_client(), workflow)) for _ in range(5)]
     with lock.held():
@@ -222,19 +224,20 @@ def test_writes_that_wait_are_counted_while_they_wait(client: FlaskClient) -> No
     assert of(after, "amelia_writer_group_size_count") - of(before, "amelia_writer_group_size_count") == 1
 
 
+@pytest.mark.engines("sqlite")
 def test_a_database_that_is_away_is_told_of_and_does_not_silence_the_rest(
-    client: FlaskClient, tmp_path: Path
+    client: FlaskClient, path: Path, tmp_path: Path
 ) -> None:
     before = figures(scraped(client))
     assert of(before, "amelia_database_up") == 1
-    database_of(client).rename(tmp_path / "elsewhere.db")
+    path.rename(tmp_path / "elsewhere.db")
     check_refused(client.post("/api/workflows", json=new()), 503, "DATABASE_UNAVAILABLE")
     found = figures(scraped(client))
     assert of(found, "amelia_database_up") == 0
     assert of(found, "amelia_writer_failures_total") == of(before, "amelia_writer_failures_total") + 1
     gone = {name for name, _ in before} - {name for name, _ in found}
     assert gone == {"amelia_workflows", "amelia_events_total"}
-    (tmp_path / "elsewhere.db").rename(database_of(client))
+    (tmp_path / "elsewhere.db").rename(path)
     assert of(figures(scraped(client)), "amelia_database_up") == 1
 
 
@@ -287,9 +290,9 @@ def test_readers_that_wait_are_counted(client: FlaskClient) -> None:
     assert of(figures(scraped(client)), "amelia_waiting_readers") == 0
 
 
-def test_sizes_are_those_of_the_files(client: FlaskClient) -> None:
+@pytest.mark.engines("sqlite")
+def test_sizes_are_those_of_the_files(client: FlaskClient, path: Path) -> None:
     create(client)
-    path = database_of(client)
     found = figures(scraped(client))
     for file, suffix in (("main", ""), ("wal", "-wal"), ("shm", "-shm")):
         size = path.with_name(path.name + suffix).stat().st_size
@@ -297,11 +300,12 @@ def test_sizes_are_those_of_the_files(client: FlaskClient) -> None:
     assert of(found, "amelia_database_free_bytes") > 0
 
 
-def test_the_last_backup_is_told_of_from_the_first_one_on(client: FlaskClient, tmp_path: Path) -> None:
+@pytest.mark.engines("sqlite")
+def test_the_last_backup_is_told_of_from_the_first_one_on(client: FlaskClient, path: Path, tmp_path: Path) -> None:
     name = ("amelia_last_backup_timestamp_seconds", frozenset[tuple[str, str]]())
     assert name not in figures(scraped(client))
     moment = clock.now()
-    backup.back_up(database_of(client), tmp_path / "copy.db", lambda _: None, moment)
+    backup.back_up(path, tmp_path / "copy.db", lambda _: None, moment)
     assert figures(scraped(client))[name] == pytest.approx(moment.timestamp(), abs=1e-5)
 
 
@@ -309,7 +313,8 @@ def test_no_file_of_the_database_is_opened_beside_the_engine(tmp_path: Path) -> 
     code = """
     from amelia_flask import create_app, schema
     from amelia_flask.settings import from_environment
-    schema.set_up(path)
+    from amelia_flask.sqlite import SqliteEngine
+    schema.set_up(SqliteEngine(path))
     app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
     opened, files = [], {f"{path}{suffix}" for suffix in ("", "-wal", "-shm")}
     def note(name, given):
@@ -325,11 +330,9 @@ def test_no_file_of_the_database_is_opened_beside_the_engine(tmp_path: Path) -> 
     assert programs.run(code, tmp_path / "amelia.db").splitlines() == ["[]", "1"]
 
 
-def test_the_gate_holds_here_too(client: FlaskClient, tmp_path: Path) -> None:
+def test_the_gate_holds_here_too(client: FlaskClient, database: Database) -> None:
     check_refused(client.get("/metrics", headers={"Host": "evil.example"}), 421, "MISDIRECTED_REQUEST")
-    path = tmp_path / "guarded.db"
-    schema.set_up(path)
-    app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_API_TOKEN": "t" * 20}))
+    app = create_app(from_environment({**database.settings, "AMELIA_API_TOKEN": "t" * 20}))
     with closing(app.extensions["ledger"]):
         check_refused(app.test_client().get("/metrics"), 401, "UNAUTHORIZED")
         assert app.test_client().get("/metrics", headers={"Authorization": f"Bearer {'t' * 20}"}).status_code == 200

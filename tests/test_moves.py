@@ -8,7 +8,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from tests.calls import append, create, database_of, invalid, read, refused, url, without_duration
-from tests.ledgers import dump
 from tests.load import in_parallel
 from tests.test_invariants import ACTIVE, REPLAYED, SAID, TABLE
 
@@ -168,9 +167,9 @@ def test_the_same_move_again_answers_with_its_first_event_and_the_workflow_as_it
     append(client, workflow)
     if TABLE[name][1] in ACTIVE:
         move(client, workflow, "cancel")
-    before = dump(database_of(client))
+    before = database_of(client).dump()
     again = move(client, workflow, name, event_id="once", actor="me")
-    assert dump(database_of(client)) == before
+    assert database_of(client).dump() == before
     assert (again["status"], again["workflow_id"], again["event"]) == (first["status"], workflow, first["event"])
     now = read(client, workflow)
     assert without_duration(again["workflow"]).items() <= now.items()

@@ -15,7 +15,8 @@ from amelia_flask.ledger import Ledger
 from amelia_flask.models import ACTIVE, Status
 from tests.api import Api, sent
 from tests.calls import WAYS
-from tests.ledgers import create, move, new_usage, new_workflow, rows
+from tests.databases import Sqlite
+from tests.ledgers import create, move, new_usage, new_workflow
 
 FINAL = tuple(status for status in Status if status not in ACTIVE)
 NOW = datetime.now(UTC)
@@ -190,10 +191,10 @@ def import_something(ledger: Ledger) -> None:
 @contextmanager
 def filled(path: Path, count: int) -> Iterator[Api]:
     """An application on a database with so many of everything."""
-    api = Api(path)
+    api = Api(Sqlite(path).set_up())
     fill(path, count)
     yield api
-    api.ledger.close()
+    api.close()
 
 
 class Watched(NamedTuple):
@@ -224,7 +225,7 @@ def test_every_operation_is_watched(watched: Watched) -> None:
 def test_every_statement_searches_an_index_and_none_sorts_at_size(
     watched: Watched, tmp_path: Path, statistics: bool
 ) -> None:
-    with filled(tmp_path / "amelia.db", 2000) as api, closing(engine.connect(api.path)) as connection:
+    with filled(tmp_path / "amelia.db", 2000) as api, api.database.connected() as connection:
         if statistics:
             connection.execute("ANALYZE")
         used = set()
@@ -238,7 +239,7 @@ def test_every_statement_searches_an_index_and_none_sorts_at_size(
 
 
 def test_what_belongs_to_a_workflow_is_found_by_an_index(tmp_path: Path) -> None:
-    with filled(tmp_path / "amelia.db", 20) as api, closing(engine.connect(api.path)) as connection:
+    with filled(tmp_path / "amelia.db", 20) as api, api.database.connected() as connection:
         tables = connection.execute(
             "SELECT t.name, f.\"from\" FROM sqlite_master t, pragma_foreign_key_list(t.name) f WHERE t.type = 'table'"
         ).fetchall()
@@ -344,7 +345,7 @@ def test_totals_are_those_of_a_count(small_and_large: tuple[Api, Api], wanted: d
     api = small_and_large[0]
     columns = {name.replace("worktree", "worktree_path"): value for name, value in wanted.items()}
     clauses = "".join(f" AND {column} = ?" for column in columns)
-    counted = rows(api.path, f"SELECT COUNT(*) FROM workflows WHERE 1{clauses}", *columns.values())
+    counted = api.database.rows(f"SELECT COUNT(*) FROM workflows WHERE 1{clauses}", *columns.values())
     assert [(api.get("/api/workflows", **wanted)["total"],)] == counted
     assert counted != [(0,)] or wanted == {"status": "pending"}
 
@@ -354,9 +355,9 @@ def test_totals_follow_every_move_and_deletion(tmp_path: Path) -> None:
 
         def check() -> None:
             for status in Status:
-                counted = rows(api.path, "SELECT COUNT(*) FROM workflows WHERE status = ?", str(status))
+                counted = api.database.rows("SELECT COUNT(*) FROM workflows WHERE status = ?", str(status))
                 assert [(api.get("/api/workflows", status=str(status))["total"],)] == counted
-            assert [(api.get("/api/workflows")["total"],)] == rows(api.path, "SELECT COUNT(*) FROM workflows")
+            assert [(api.get("/api/workflows")["total"],)] == api.database.rows("SELECT COUNT(*) FROM workflows")
 
         check()
         for ways in WAYS.values():

@@ -13,14 +13,14 @@ from flask.testing import FlaskClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from amelia_flask import create_app, events, schema
+from amelia_flask import create_app, events
 from amelia_flask.fields import MAX_OBJECT_BYTES
 from amelia_flask.intake import claude_code, transcripts
-from amelia_flask.ledger import Ledger
 from amelia_flask.redaction import NAMES, RULES, Rule, may_hold_secret, redact_json, redact_text, redact_value
 from amelia_flask.settings import from_environment
-from tests.calls import append, create, new, read, url
-from tests.ledgers import new_event, rows
+from tests.calls import append, create, database_of, new, read, url
+from tests.databases import Database
+from tests.ledgers import new_event
 from tests.transcripts import line, write
 
 EXAMPLES = [rule.example for rule in RULES]
@@ -175,11 +175,9 @@ def test_most_events_are_seen_to_be_clean() -> None:
 
 
 @pytest.fixture
-def keeping(tmp_path: Path) -> Iterator[FlaskClient]:
+def keeping(database: Database) -> Iterator[FlaskClient]:
     """A client of an application that keeps secrets."""
-    path = tmp_path / "amelia.db"
-    schema.set_up(path)
-    app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_REDACT": "off"}))
+    app = create_app(from_environment({**database.settings, "AMELIA_REDACT": "off"}))
     yield app.test_client()
     app.extensions["ledger"].close()
 
@@ -188,7 +186,7 @@ TELLING: dict[str, Any] = {"message": "password=hunter2", "data": {"token": SECR
 TOLD = {"message": f"password={MARKER}", "data": {"token": MARKER, "a": 1}}
 
 
-def _tell_everything(client: FlaskClient) -> tuple[Any, Path]:
+def _tell_everything(client: FlaskClient) -> tuple[Any, Database]:
     """A workflow that holds secrets wherever one may stand, as it is read back; and its database."""
     workflow = create(client, state={"api_key": SECRET})
     client.patch(url(workflow), json={"state": {"more": {"cookie": SECRET}}})
@@ -202,35 +200,31 @@ def _tell_everything(client: FlaskClient) -> tuple[Any, Path]:
         assert client.post(url(workflow, name), json=said).status_code == 200
     other = create(client, "blocked")
     assert client.post(url(other, "reject"), json={"feedback": "passwd=hunter2"}).status_code == 200
-    return read(client, workflow), client.application.extensions["ledger"].settings.database_path
+    return read(client, workflow), database_of(client)
 
 
 def test_no_secret_reaches_the_database(client: FlaskClient) -> None:
-    workflow, path = _tell_everything(client)
+    workflow, database = _tell_everything(client)
     assert workflow["state"] == {"api_key": MARKER, "more": {"cookie": MARKER}}
     assert workflow["failure_reason"] == f"secret={MARKER}"
     assert [{name: event[name] for name in TOLD} for event in workflow["recent_events"]].count(TOLD) == 2
+    assert SECRET not in str(database.dump())
     client.application.extensions["ledger"].close()
-    assert not [file for file in path.parent.iterdir() if SECRET.encode() in file.read_bytes()]
+    assert not [file for file in database.folder.iterdir() if SECRET.encode() in file.read_bytes()]
 
 
 def test_switched_off_it_keeps_what_came(keeping: FlaskClient) -> None:
-    workflow, path = _tell_everything(keeping)
+    workflow, database = _tell_everything(keeping)
     assert workflow["state"] == {"api_key": SECRET, "more": {"cookie": SECRET}}
-    assert rows(path, "SELECT count(*) FROM events WHERE message || data_json LIKE '%redacted%'") == [(0,)]
+    assert database.rows("SELECT count(*) FROM events WHERE message || data_json LIKE '%redacted%'") == [(0,)]
 
 
 @pytest.mark.parametrize("first", ["on", "off"])
-def test_a_repeat_is_recognised_after_the_setting_was_changed(tmp_path: Path, first: str) -> None:
-    path, body, said = (
-        tmp_path / "amelia.db",
-        new(id=str(uuid4()), state={"token": SECRET}),
-        TELLING | {"event_id": "m"},
-    )
+def test_a_repeat_is_recognised_after_the_setting_was_changed(database: Database, first: str) -> None:
+    body, said = new(id=str(uuid4()), state={"token": SECRET}), TELLING | {"event_id": "m"}
     event = {"agent": "dev", "event_type": "note", "id": "e"} | TELLING
-    schema.set_up(path)
     for redacts in (first, {"on": "off", "off": "on"}[first]):
-        app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_REDACT": redacts}))
+        app = create_app(from_environment({**database.settings, "AMELIA_REDACT": redacts}))
         client, status = app.test_client(), 201 if redacts == first else 200
         assert client.post("/api/workflows", json=body).status_code == status
         assert client.post(url(body["id"], "events"), json=event).status_code == status
@@ -243,13 +237,12 @@ def test_a_repeat_is_recognised_after_the_setting_was_changed(tmp_path: Path, fi
 
 
 @pytest.mark.parametrize("redacts", ["on", "off"])
-def test_transcripts_are_redacted_on_arrival_too(tmp_path: Path, redacts: str) -> None:
-    path, form = tmp_path / "amelia.db", transcripts.Format(claude_code.SOURCE, claude_code.parse)
-    schema.set_up(path)
+def test_transcripts_are_redacted_on_arrival_too(database: Database, tmp_path: Path, redacts: str) -> None:
+    form = transcripts.Format(claude_code.SOURCE, claude_code.parse)
     told = write(tmp_path / "a.jsonl", line(content="password=hunter2"))
-    with closing(Ledger(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_REDACT": redacts}))) as ledger:
+    with closing(database.ledger(redact=redacts)) as ledger:
         transcripts.store(ledger, transcripts.survey(form, [told], lambda _: None), lambda _: None)
-    found = str(rows(path, "SELECT message, data_json FROM events"))
+    found = str(database.rows("SELECT message, data_json FROM events"))
     assert (SECRET in found, MARKER in found) == (redacts == "off", redacts == "on")
 
 

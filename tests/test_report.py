@@ -2,6 +2,7 @@
 
 import tempfile
 from collections import defaultdict
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from amelia_flask import clock
 from tests import api as http
 from tests.api import Api
-from tests.ledgers import move, rows
+from tests.databases import Databases
+from tests.ledgers import move
 
 api = http.fresh
 
@@ -328,9 +330,10 @@ histories = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(history=histories, first=st.integers(1, 6), length=st.integers(0, 5))
-def test_all_sums_are_those_of_the_stored_records(tmp_path: Path, history: Any, first: int, length: int) -> None:
-    api = Api(Path(tempfile.mkdtemp(dir=tmp_path)) / "amelia.db")
-    try:
+def test_all_sums_are_those_of_the_stored_records(
+    databases: Databases, tmp_path: Path, history: Any, first: int, length: int
+) -> None:
+    with databases.lend(Path(tempfile.mkdtemp(dir=tmp_path))) as database, closing(Api(database)) as api:
         for created, status, gone, records in history:
             workflow = ended(api, status, created)
             for day, counts, agent, model, cost in records:
@@ -339,8 +342,6 @@ def test_all_sums_are_those_of_the_stored_records(tmp_path: Path, history: Any, 
                 delete(api, workflow)
         last = first + length
         check_sums(api, f"2026-01-{first:02}", f"2026-01-{last:02}")
-    finally:
-        api.ledger.close()
 
 
 def check_sums(api: Api, start: str, end: str) -> None:
@@ -362,20 +363,22 @@ def check_sums(api: Api, start: str, end: str) -> None:
     for agent in found["by_agent"]:
         assert (agent["tokens"], agent["cost_usd"]) == sums(api, start, end, "agent", agent["agent"])[4:6]
     assert [day["cost_usd"] for day in found["trend"]] == [sums(api, day, day)[5] for day in days(found)]
-    created = rows(
-        api.path, "SELECT status FROM workflows WHERE substr(created_at, 1, 10) BETWEEN ? AND ?", start, end
-    )
+    created = api.database.rows("SELECT status FROM workflows WHERE created_at BETWEEN ? AND ?", *bounds(start, end))
     assert summary["total_workflows"] == sum(day["workflows"] for day in found["trend"]) == len(created)
     assert summary["successful_workflows"] == created.count(("completed",))
 
 
+def bounds(start: str, end: str) -> tuple[str, str]:
+    """The first moment of the first day and the last of the last."""
+    return f"{start}T00:00:00.000000Z", f"{end}T23:59:59.999999Z"
+
+
 def sums(api: Api, start: str, end: str, column: str = "1", value: Any = 1) -> tuple[Any, ...]:
     """The four counts, all tokens, dollars, tokens without a price and dollars saved, over the stored records."""
-    found = rows(
-        api.path,
+    found = api.database.rows(
         "SELECT input_tokens, output_tokens, cache_read_tokens, cache_creation_tokens, cost_nano, savings_nano"
-        f" FROM token_usage WHERE substr(timestamp, 1, 10) BETWEEN ? AND ? AND {column} = ?",
-        *(start, end, value),
+        f" FROM token_usage WHERE timestamp BETWEEN ? AND ? AND {column} = ?",
+        *(*bounds(start, end), value),
     )
     counts = [sum(row[n] for row in found) for n in range(4)]
     cost, saved = (sum(row[n] or 0 for row in found) / 10**9 for n in (4, 5))
@@ -384,10 +387,9 @@ def sums(api: Api, start: str, end: str, column: str = "1", value: Any = 1) -> t
 
 def first_uses(api: Api, start: str, end: str, model: str) -> tuple[int, int]:
     """How many workflows first used the model between these days, and how many of them are completed."""
-    statuses = rows(
-        api.path,
+    statuses = api.database.rows(
         "SELECT status FROM workflows JOIN token_usage ON workflow_id = workflows.id WHERE model = ?"
-        " GROUP BY workflows.id HAVING MIN(substr(timestamp, 1, 10)) BETWEEN ? AND ?",
-        *(model, start, end),
+        " GROUP BY workflows.id HAVING MIN(timestamp) BETWEEN ? AND ?",
+        *(model, *bounds(start, end)),
     )
     return len(statuses), statuses.count(("completed",))

@@ -2,7 +2,6 @@
 
 from contextlib import closing
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ from amelia_flask.errors import ValidationError
 from amelia_flask.ledger import Ledger
 from amelia_flask.pricing import Price
 from tests import ledgers
+from tests.databases import Database, Databases, database_of
 from tests.histories import check
-from tests.ledgers import create, dump, move, new_usage, record, rows
+from tests.ledgers import create, move, new_usage, record
 from tests.test_cli import run
 
 ledger = ledgers.ledger
@@ -37,7 +37,7 @@ def reprice(ledger: Ledger, dry_run: bool = False) -> repricing.Repriced:
 
 def content(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
     """Every row, but for the times of changes and when the schema was made; sums of nothing are left out."""
-    found = dump(ledger.settings.database_path)
+    found = database_of(ledger).dump()
     del found["schema_version"]
     found["workflows"] = [(*row[:10], *row[11:]) for row in found["workflows"]]
     return found
@@ -47,15 +47,15 @@ def test_a_record_takes_the_price_of_its_day_and_the_sums_follow(ledger: Ledger)
     workflow = create(ledger)
     ids = unpriced(ledger, workflow, {"input_tokens": 1000, "output_tokens": 100, "cache_read_tokens": 10_000})
     done = reprice(ledger)
-    path = ledger.settings.database_path
+    database = database_of(ledger)
     cost, saved = 1_000_000 + 500_000 + 1_000_000, 9_000_000
-    found = rows(path, "SELECT id, cost_usd, cost_nano, savings_nano, cost_source FROM token_usage")
+    found = database.rows("SELECT id, cost_usd, cost_nano, savings_nano, cost_source FROM token_usage")
     assert found == [(ids[0], cost / 10**9, cost, saved, "computed")]
     assert done.priced == {PRICED: repricing.Records(1, cost)}
     sums = "SELECT cost_nano, unpriced_tokens FROM"
     for table in ("workflows", "usage_by_workflow", "usage_by_day"):
-        assert rows(path, f"{sums} {table}") == [(cost, 0)]
-    assert rows(path, "SELECT savings_nano, input_tokens FROM usage_by_day") == [(saved, 1000)]
+        assert database.rows(f"{sums} {table}") == [(cost, 0)]
+    assert database.rows("SELECT savings_nano, input_tokens FROM usage_by_day") == [(saved, 1000)]
 
 
 def test_reported_and_computed_costs_and_unknown_models_stay(ledger: Ledger) -> None:
@@ -69,9 +69,9 @@ def test_reported_and_computed_costs_and_unknown_models_stay(ledger: Ledger) -> 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(ledger: Ledger) -> None:
     unpriced(ledger, create(ledger), {}, {"model": "no-such-model"}, {"agent": "other"})
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     told = reprice(ledger, dry_run=True)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
     assert told == reprice(ledger)
     assert told.priced[PRICED].count == 2
 
@@ -90,17 +90,19 @@ members = st.fixed_dictionaries(
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 1), members), max_size=12))
 def test_all_is_as_if_the_price_had_been_known(
-    tmp_path_factory: pytest.TempPathFactory, many: list[tuple[int, dict[str, Any]]]
+    databases: Databases, tmp_path_factory: pytest.TempPathFactory, many: list[tuple[int, dict[str, Any]]]
 ) -> None:
-    folder = tmp_path_factory.mktemp("reprice")
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repricing, "PAGE", 3)
         for is_known in (True, False):
-            with closing(ledgers.opened(folder / f"{is_known}.db")) as ledger:
+            with (
+                databases.lend(tmp_path_factory.mktemp("reprice")) as database,
+                closing(database.ledger()) as ledger,
+            ):
                 record_all(ledger, many, is_known)
                 reprice(ledger)
-                check(ledger.settings.database_path)
+                check(database_of(ledger))
                 found.append(sums(ledger))
     assert found[0] == found[1]
 
@@ -115,17 +117,17 @@ def record_all(ledger: Ledger, many: list[tuple[int, dict[str, Any]]], is_known:
 
 def sums(ledger: Ledger) -> list[list[tuple[Any, ...]]]:
     """What must agree: the records and every sum over them, by names that both databases share."""
-    path = ledger.settings.database_path
+    database = database_of(ledger)
     names = "(SELECT issue_id FROM workflows w WHERE w.id = workflow_id)"
     totals = "input_tokens, cache_read_tokens, unpriced_tokens, cost_nano"
     return [
-        rows(path, "SELECT id, cost_nano, savings_nano, cost_source, cost_usd FROM token_usage ORDER BY 1"),
-        rows(
-            path, "SELECT issue_id, cost_nano, total_tokens, unpriced_tokens, usage_count FROM workflows ORDER BY 1"
+        database.rows("SELECT id, cost_nano, savings_nano, cost_source, cost_usd FROM token_usage ORDER BY 1"),
+        database.rows(
+            "SELECT issue_id, cost_nano, total_tokens, unpriced_tokens, usage_count FROM workflows ORDER BY 1"
         ),
-        rows(path, f"SELECT {names}, agent, model, {totals} FROM usage_by_workflow ORDER BY 1, 2, 3"),
-        rows(path, f"SELECT day, agent, model, savings_nano, {totals} FROM usage_by_day ORDER BY 1, 2, 3"),
-        rows(path, "SELECT * FROM models_by_day ORDER BY 1, 2"),
+        database.rows(f"SELECT {names}, agent, model, {totals} FROM usage_by_workflow ORDER BY 1, 2, 3"),
+        database.rows(f"SELECT day, agent, model, savings_nano, {totals} FROM usage_by_day ORDER BY 1, 2, 3"),
+        database.rows("SELECT * FROM models_by_day ORDER BY 1, 2"),
     ]
 
 
@@ -135,16 +137,16 @@ def test_a_record_that_has_grown_meanwhile_waits_for_the_next_time(ledger: Ledge
     stale = [repricing._Unpriced("u", "no-such-model", DAY, 9, 9, 0, 0)]
     found = [(one, Price(1, 0)) for one in stale]
     assert ledger.write(repricing._set_prices, found) == []
-    assert rows(ledger.settings.database_path, "SELECT cost_source FROM token_usage") == [("unpriced",)]
+    assert database_of(ledger).rows("SELECT cost_source FROM token_usage") == [("unpriced",)]
 
 
 def test_a_sum_that_would_leave_64_bits_is_refused_and_nothing_changed(ledger: Ledger) -> None:
     workflow = create(ledger)
     unpriced(ledger, workflow, *({"output_tokens": 5 * 10**14} for _ in range(2)))
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     with pytest.raises(ValidationError):
         reprice(ledger)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
 
 
 def test_a_cost_beyond_64_bits_is_no_price(ledger: Ledger) -> None:
@@ -153,11 +155,10 @@ def test_a_cost_beyond_64_bits_is_no_price(ledger: Ledger) -> None:
     assert reprice(ledger).unpriced == {"claude-opus-4-1": repricing.Records(1, 0)}
 
 
-def test_the_command_says_what_changed(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    with closing(ledgers.opened(path)) as ledger:
+def test_the_command_says_what_changed(database: Database) -> None:
+    with closing(database.ledger()) as ledger:
         unpriced(ledger, create(ledger, datetime(2026, 1, 5, tzinfo=UTC)), {}, {"model": "no-such-model"})
-    told = [run("reprice", *options, AMELIA_DATABASE_PATH=str(path)) for options in (["--dry-run"], [], [])]
+    told = [run("reprice", *options, **database.settings) for options in (["--dry-run"], [], [])]
     assert [one.returncode for one in told] == [0, 0, 0]
     still = "no-such-model: 1 records have no price still\n"
     assert told[0].stdout == f"{PRICED}: 1 records would cost 0.000015000 dollars\n{still}"

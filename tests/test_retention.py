@@ -2,8 +2,7 @@
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ from typing import Any
 import pytest
 
 from amelia_flask import audit, clock, events, report, retention, timeline, workflows
+from amelia_flask.database import RETENTION
 from amelia_flask.errors import DatabaseUnavailable, IdReused, NotFound
 from amelia_flask.ledger import Ledger
-from amelia_flask.lock import RETENTION, FileLock
 from amelia_flask.retention import PIECE, Pruned, Retention, prune, steps, survey
-from amelia_flask.settings import from_environment
 from tests import ledgers
-from tests.ledgers import create, dump, move, new_event, new_workflow, record, rows
+from tests.databases import Database, database_of
+from tests.ledgers import create, move, new_event, new_workflow, record
 from tests.load import create_workflows, event
 from tests.serving import serving, until
 from tests.test_cli import TRANSCRIPTS, run
@@ -30,15 +29,6 @@ ENDS: dict[str, tuple[str, dict[str, Any]]] = {
     "cancelled": ("cancel", {}),
 }
 ledger = ledgers.ledger
-
-
-@contextmanager
-def opened(path: Path, **settings: object) -> Iterator[Ledger]:
-    """A ledger with these settings on the database at `path`."""
-    ledgers.opened(path).close()
-    given = {f"AMELIA_{name.upper()}": str(value) for name, value in settings.items()}
-    with closing(Ledger(from_environment(given | {"AMELIA_DATABASE_PATH": str(path)}))) as ledger:
-        yield ledger
 
 
 def finished(ledger: Ledger, age: timedelta, status: str = "completed", notes: int = 3, **members: Any) -> str:
@@ -80,13 +70,13 @@ def test_a_workflow_goes_when_it_ended_longer_ago_than_is_kept(ledger: Ledger, s
     kept = finished(ledger, 30 * DAY, status)
     taken = prune_at_once(ledger)
     assert taken == Pruned(workflows=1, events=7, usage_records=2)
-    path = ledger.settings.database_path
+    database = database_of(ledger)
     for table, column in {"workflows": "id", "events": "workflow_id", "token_usage": "workflow_id"}.items():
-        assert {workflow for (workflow,) in rows(path, f"SELECT {column} FROM {table}")} == {kept}
-    assert rows(path, "SELECT DISTINCT workflow_id FROM usage_by_workflow") == [(kept,)]
-    assert rows(path, "SELECT DISTINCT workflow_id FROM open_stages") == [(kept,)]
-    assert rows(path, "SELECT status, workflows FROM finished_workflows WHERE workflows > 0") == [(status, 1)]
-    assert list(audit.check(path)) == []
+        assert {workflow for (workflow,) in database.rows(f"SELECT {column} FROM {table}")} == {kept}
+    assert database.rows("SELECT DISTINCT workflow_id FROM usage_by_workflow") == [(kept,)]
+    assert database.rows("SELECT DISTINCT workflow_id FROM open_stages") == [(kept,)]
+    assert database.rows("SELECT status, workflows FROM finished_workflows WHERE workflows > 0") == [(status, 1)]
+    assert list(audit.check(database.engine)) == []
 
 
 def test_an_active_workflow_stays_however_old_it_is(ledger: Ledger) -> None:
@@ -96,9 +86,9 @@ def test_an_active_workflow_stays_however_old_it_is(ledger: Ledger) -> None:
             move(ledger, workflow, "start", NOW - 1000 * DAY)
         if name == "blocked":
             move(ledger, workflow, "block", NOW - 1000 * DAY)
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     assert prune_at_once(ledger) == Pruned()
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
 
 
 def test_reports_say_the_same_before_and_after(ledger: Ledger) -> None:
@@ -109,11 +99,11 @@ def test_reports_say_the_same_before_and_after(ledger: Ledger) -> None:
     assert prune_at_once(ledger).workflows == 4
     assert everything(ledger) == before
     assert before[0].summary.total_workflows == 10
-    assert list(audit.check(ledger.settings.database_path)) == []
+    assert list(audit.check(ledger.engine)) == []
 
 
-def test_the_oldest_events_above_a_number_go_and_readers_go_on(tmp_path: Path) -> None:
-    with opened(tmp_path / "amelia.db", log_retention_max_events=100) as ledger:
+def test_the_oldest_events_above_a_number_go_and_readers_go_on(database: Database) -> None:
+    with closing(database.ledger(log_retention_max_events=100)) as ledger:
         workflow, short = create(ledger), create(ledger)
         move(ledger, workflow, "start")
         append(ledger, workflow, 500)
@@ -125,30 +115,28 @@ def test_the_oldest_events_above_a_number_go_and_readers_go_on(tmp_path: Path) -
         assert ledger.read(timeline.page, short, timeline.Page(limit=1000)).events[0].sequence == 1
         append(ledger, workflow, 1)
         assert ledger.read(timeline.page, workflow, timeline.Page(after=502)).events[0].sequence == 503
-        assert rows(ledger.settings.database_path, "SELECT last_sequence FROM workflows WHERE id = ?", workflow) == [
-            (503,)
-        ]
-        assert list(audit.check(ledger.settings.database_path)) == []
+        assert database_of(ledger).rows("SELECT last_sequence FROM workflows WHERE id = ?", workflow) == [(503,)]
+        assert list(audit.check(ledger.engine)) == []
 
 
 def test_what_a_health_check_left_behind_goes(ledger: Ledger) -> None:
     checks = [f"({n}, '{clock.to_text(NOW - timedelta(minutes=n))}')" for n in range(200)]
-    ledgers.execute(ledger.settings.database_path, f"INSERT INTO health_check VALUES {', '.join(checks)}")
+    database_of(ledger).execute(f"INSERT INTO health_check VALUES {', '.join(checks)}")
     assert survey(ledger, NOW) == prune_at_once(ledger) == Pruned(health_checks=200 - 61)
 
 
 def test_a_second_run_finds_nothing_and_a_survey_takes_nothing(ledger: Ledger) -> None:
     for _ in range(5):
         finished(ledger, 40 * DAY, notes=200)
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     expected = survey(ledger, NOW)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
     assert expected == prune_at_once(ledger) == Pruned(workflows=5, events=5 * 204, usage_records=10)
     assert prune_at_once(ledger) == survey(ledger, NOW) == Pruned()
 
 
-def test_a_number_of_days_beyond_the_calendar_keeps_everything(tmp_path: Path) -> None:
-    with opened(tmp_path / "amelia.db", log_retention_days=10**12) as ledger:
+def test_a_number_of_days_beyond_the_calendar_keeps_everything(database: Database) -> None:
+    with closing(database.ledger(log_retention_days=10**12)) as ledger:
         finished(ledger, 1000 * DAY)
         assert prune_at_once(ledger) == Pruned()
 
@@ -157,44 +145,43 @@ def half_pruned(ledger: Ledger) -> str:
     """A workflow that retention has begun to take when it was stopped."""
     workflow = finished(ledger, 40 * DAY, notes=100)
     ledger.write(lambda tx: next(retention._take_workflow(tx, workflow)))
-    assert rows(ledger.settings.database_path, "SELECT COUNT(*) FROM events") == [(104 - PIECE,)]
+    assert database_of(ledger).rows("SELECT COUNT(*) FROM events") == [(104 - PIECE,)]
     return workflow
 
 
 def test_what_was_begun_is_ended_by_the_next_run(ledger: Ledger) -> None:
     workflow = half_pruned(ledger)
     before = everything(ledger)
-    assert list(audit.check(ledger.settings.database_path)) == []
+    assert list(audit.check(ledger.engine)) == []
     assert prune_at_once(ledger) == Pruned(workflows=1, events=104 - PIECE, usage_records=2)
     assert everything(ledger) == before
-    assert rows(ledger.settings.database_path, "SELECT * FROM pruned_workflows") == [(workflow,)]
+    assert database_of(ledger).rows("SELECT * FROM pruned_workflows") == [(workflow,)]
 
 
 def test_a_workflow_that_retention_has_begun_to_take_cannot_be_deleted_with_a_part_of_its_usage(
     ledger: Ledger,
 ) -> None:
     workflow = half_pruned(ledger)
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     with pytest.raises(NotFound):
         ledger.write(workflows.delete, workflow)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
 
 
 def test_the_id_of_a_pruned_workflow_is_not_used_again(ledger: Ledger) -> None:
     new = new_workflow(id=clock.new_id())
     finished(ledger, 40 * DAY, id=str(new.id))
     prune_at_once(ledger)
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     with pytest.raises(IdReused, match="was pruned"):
         ledger.write(workflows.create, new)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
 
 
-def test_transcripts_of_pruned_sessions_are_not_counted_again(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    settings = {"AMELIA_DATABASE_PATH": str(path), "AMELIA_LOG_RETENTION_DAYS": "1"}
+def test_transcripts_of_pruned_sessions_are_not_counted_again(database: Database) -> None:
+    settings = {**database.settings, "AMELIA_LOG_RETENTION_DAYS": "1"}
     run("import", "claude-code", str(TRANSCRIPTS), **settings)
-    sums = rows(path, "SELECT * FROM usage_by_day"), rows(path, "SELECT * FROM workflows_by_day")
+    sums = database.rows("SELECT * FROM usage_by_day"), database.rows("SELECT * FROM workflows_by_day")
     dry = run("prune", "--dry-run", **settings)
     assert dry.stdout.startswith("would take 4 workflows, ")
     done = run("prune", **settings)
@@ -202,23 +189,22 @@ def test_transcripts_of_pruned_sessions_are_not_counted_again(tmp_path: Path) ->
     assert done.stdout == dry.stdout.replace("would take", "took")
     again = run("import", "claude-code", str(TRANSCRIPTS), **settings)
     assert "0 usage records new" in again.stdout
-    assert rows(path, "SELECT COUNT(*) FROM workflows") == [(0,)]
-    assert (rows(path, "SELECT * FROM usage_by_day"), rows(path, "SELECT * FROM workflows_by_day")) == sums
+    assert database.rows("SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert (database.rows("SELECT * FROM usage_by_day"), database.rows("SELECT * FROM workflows_by_day")) == sums
 
 
-def test_events_that_went_from_a_session_are_not_taken_in_again(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
+def test_events_that_went_from_a_session_are_not_taken_in_again(database: Database) -> None:
     settings = {
-        "AMELIA_DATABASE_PATH": str(path),
+        **database.settings,
         "AMELIA_LOG_RETENTION_DAYS": "100000",
         "AMELIA_LOG_RETENTION_MAX_EVENTS": "3",
     }
     run("import", "claude-code", str(TRANSCRIPTS), **settings)
     assert run("prune", **settings).returncode == 0
-    before = dump(path)
+    before = database.dump()
     again = run("import", "claude-code", str(TRANSCRIPTS), **settings)
     assert "0 events new" in again.stdout
-    assert dump(path) == before
+    assert database.dump() == before
 
 
 def test_a_run_that_is_told_to_stop_ends_after_its_step(ledger: Ledger) -> None:
@@ -238,15 +224,15 @@ def test_a_run_that_is_told_to_stop_ends_after_its_step(ledger: Ledger) -> None:
 
 def test_a_transaction_of_it_is_short_even_for_a_hundred_thousand_events(ledger: Ledger) -> None:
     workflow = finished(ledger, 40 * DAY)
-    path = ledger.settings.database_path
-    ledgers.add_events(path, workflow, 100_000)
+    database = database_of(ledger)
+    database.add_events(workflow, 100_000)
     lasted: list[float] = []
     waited = time.monotonic()
     for taken in steps(ledger, retention.limits(ledger, NOW)):
         lasted.append(time.monotonic() - waited)
         assert taken.events < 20_000
         waited = time.monotonic()
-    assert rows(path, "SELECT COUNT(*) FROM events") == [(0,)]
+    assert database.rows("SELECT COUNT(*) FROM events") == [(0,)]
     lasted.sort()
     assert lasted[len(lasted) // 2] < 0.05
     assert len(lasted) > 10
@@ -254,59 +240,58 @@ def test_a_transaction_of_it_is_short_even_for_a_hundred_thousand_events(ledger:
 
 def test_one_process_prunes_at_a_time(ledger: Ledger) -> None:
     finished(ledger, 400 * DAY)
-    lock = FileLock(ledger.settings.database_path, RETENTION)
+    lock = ledger.engine.lock(RETENTION)
     with lock.held(0):
         Retention(ledger)._prune()
-        assert rows(ledger.settings.database_path, "SELECT COUNT(*) FROM workflows") == [(1,)]
+        assert database_of(ledger).rows("SELECT COUNT(*) FROM workflows") == [(1,)]
     lock.close()
     Retention(ledger)._prune()
-    assert rows(ledger.settings.database_path, "SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert database_of(ledger).rows("SELECT COUNT(*) FROM workflows") == [(0,)]
 
 
 def test_a_failure_is_logged_and_ends_nothing(ledger: Ledger, caplog: pytest.LogCaptureFixture) -> None:
     finished(ledger, 400 * DAY)
-    ledgers.execute(ledger.settings.database_path, "ALTER TABLE pruned_workflows RENAME TO elsewhere")
+    database_of(ledger).execute("ALTER TABLE pruned_workflows RENAME TO elsewhere")
     pruning = Retention(ledger)
     pruning._prune()
     assert "pruning failed" in caplog.text
-    ledgers.execute(ledger.settings.database_path, "ALTER TABLE elsewhere RENAME TO pruned_workflows")
+    database_of(ledger).execute("ALTER TABLE elsewhere RENAME TO pruned_workflows")
     pruning._prune()
-    assert rows(ledger.settings.database_path, "SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert database_of(ledger).rows("SELECT COUNT(*) FROM workflows") == [(0,)]
 
 
-def test_a_database_that_is_away_ends_prune_with_its_own_error(ledger: Ledger) -> None:
+@pytest.mark.engines("sqlite")
+def test_a_database_that_is_away_ends_prune_with_its_own_error(ledger: Ledger, path: Path) -> None:
     finished(ledger, 40 * DAY)
-    ledger.settings.database_path.unlink()
+    path.unlink()
     with pytest.raises(DatabaseUnavailable):
         prune_at_once(ledger)
 
 
-def test_a_server_prunes_by_itself_and_reports_stay(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    with opened(path) as ledger:
+def test_a_server_prunes_by_itself_and_reports_stay(database: Database) -> None:
+    with closing(database.ledger()) as ledger:
         finished(ledger, 400 * DAY, notes=5000)
         kept = create(ledger)
-    sums = rows(path, "SELECT * FROM usage_by_day")
-    with serving(path, workers=2) as server:
+    sums = database.rows("SELECT * FROM usage_by_day")
+    with serving(database, workers=2) as server:
         until(lambda: server.request("GET", "/api/workflows").json["total"] == 1)
         assert server.request("GET", f"/api/workflows/{kept}").status == 200
         assert server.stop() == 0
         assert "failed" not in server.log.read_text()
-    assert rows(path, "SELECT * FROM usage_by_day") == sums
-    assert list(audit.check(path)) == []
+    assert database.rows("SELECT * FROM usage_by_day") == sums
+    assert list(audit.check(database.engine)) == []
 
 
-def test_a_server_stops_at_once_while_it_prunes(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    with opened(path) as ledger:
+def test_a_server_stops_at_once_while_it_prunes(database: Database) -> None:
+    with closing(database.ledger()) as ledger:
         workflow = finished(ledger, 400 * DAY)
-        ledgers.add_events(path, workflow, 150_000)
-    with serving(path, workers=1) as server:
+        database.add_events(workflow, 150_000)
+    with serving(database, workers=1) as server:
         workflow = create_workflows(server, 1)[0]
-        until(lambda: rows(path, "SELECT COUNT(*) FROM pruned_workflows") == [(1,)])
+        until(lambda: database.rows("SELECT COUNT(*) FROM pruned_workflows") == [(1,)])
         assert server.request("POST", f"/api/workflows/{workflow}/events", event()).status == 201
         started = time.monotonic()
         assert server.stop() == 0
         assert time.monotonic() - started < 5
-    assert rows(path, "SELECT COUNT(*) FROM events") > [(0,)]
-    assert list(audit.check(path)) == []
+    assert database.rows("SELECT COUNT(*) FROM events") > [(0,)]
+    assert list(audit.check(database.engine)) == []

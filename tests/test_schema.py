@@ -16,12 +16,13 @@ from playhouse.migrations import Runner
 from playhouse.schema_diff import diff_models
 
 from amelia_flask import schema
-from amelia_flask.database import open_readers, open_writer, reading
+from amelia_flask.database import reading
 from amelia_flask.errors import SchemaError
 from amelia_flask.models import TABLES
 from amelia_flask.progress import progress
+from amelia_flask.sqlite import SqliteEngine
 from tests import programs
-from tests.ledgers import dump, rows
+from tests.databases import Sqlite
 
 # Table, and its columns with type and default; more columns may be there.
 COLUMNS: dict[str, dict[str, tuple[str, str | None]]] = {
@@ -74,7 +75,7 @@ MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIK
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    schema.set_up(tmp_path / "amelia.db")
+    schema.set_up(SqliteEngine(tmp_path / "amelia.db"))
     return tmp_path / "amelia.db"
 
 
@@ -113,18 +114,18 @@ def used(connection: Any, name: str, **values: object) -> None:
 
 @pytest.mark.parametrize("table", COLUMNS)
 def test_a_table_has_the_columns_that_other_programs_know(path: Path, table: str) -> None:
-    found = rows(path, "SELECT name, type, dflt_value FROM pragma_table_info(?)", table)
+    found = Sqlite(path).rows("SELECT name, type, dflt_value FROM pragma_table_info(?)", table)
     assert {(name, (kind, default)) for name, kind, default in found} >= set(COLUMNS[table].items())
 
 
 @pytest.mark.parametrize("table", KEYS)
 def test_a_table_has_its_primary_key(path: Path, table: str) -> None:
-    found = rows(path, "SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", table)
+    found = Sqlite(path).rows("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", table)
     assert [name for (name,) in found] == KEYS[table]
 
 
 def test_the_events_table_is_clustered(path: Path) -> None:
-    assert rows(path, "SELECT wr FROM pragma_table_list WHERE name = 'events'") == [(1,)]
+    assert Sqlite(path).rows("SELECT wr FROM pragma_table_list WHERE name = 'events'") == [(1,)]
 
 
 @pytest.mark.parametrize(("name", "table", "columns", "unique"), INDEXES)
@@ -132,11 +133,11 @@ def test_an_index_is_there_by_its_name(
     path: Path, name: str, table: str, columns: list[str], unique: bool | None
 ) -> None:
     sql = 'SELECT il."unique" FROM pragma_index_list(?) il WHERE il.name = ?'
-    found = rows(path, sql, table, name)
+    found = Sqlite(path).rows(sql, table, name)
     assert found
     assert unique in (None, found[0][0])
     order = 'SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno'
-    indexed = [("-" if descending else "") + str(column) for column, descending in rows(path, order, name)]
+    indexed = [("-" if descending else "") + str(column) for column, descending in Sqlite(path).rows(order, name)]
     assert indexed[: len(columns)] == columns
 
 
@@ -146,7 +147,7 @@ def test_what_belongs_to_a_workflow_goes_with_it(path: Path, table: str) -> None
         workflow(connection, "w")
         {"events": event, "token_usage": used}[table](connection, "x")
         connection.execute("DELETE FROM workflows")
-    assert rows(path, f"SELECT * FROM {table}") == []
+    assert Sqlite(path).rows(f"SELECT * FROM {table}") == []
 
 
 @pytest.mark.parametrize("add", [event, used])
@@ -199,25 +200,25 @@ def test_a_row_against_the_rules_is_refused(path: Path, add: Any, values: dict[s
 def test_setting_up_tells_what_it_applied_and_twice_is_harmless(tmp_path: Path) -> None:
     path = tmp_path / "amelia.db"
     names = [file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))]
-    assert schema.set_up(path) == names
-    before = dump(path)
-    assert schema.set_up(path) == []
-    assert dump(path) == before
-    assert [name for (name,) in rows(path, "SELECT name FROM schema_version ORDER BY id")] == names
-    assert rows(path, "SELECT * FROM event_position") == [(1, 0)]
+    assert schema.set_up(SqliteEngine(path)) == names
+    before = Sqlite(path).dump()
+    assert schema.set_up(SqliteEngine(path)) == []
+    assert Sqlite(path).dump() == before
+    assert [name for (name,) in Sqlite(path).rows("SELECT name FROM schema_version ORDER BY id")] == names
+    assert Sqlite(path).rows("SELECT * FROM event_position") == [(1, 0)]
 
 
 def test_a_migrated_database_is_like_a_new_one_and_like_the_models(path: Path, tmp_path: Path) -> None:
     migrated = tmp_path / "migrated.db"
     migrated.touch()
-    db = open_writer(migrated)
+    db = SqliteEngine(migrated).open_writer()
     with db.connection_context():
         Runner(db, str(schema.MIGRATIONS), table_name="schema_version").up()
         with db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
             assert not diff_models(db, TABLES)
     db.close_all()
-    assert rows(migrated, MASTER) == rows(path, MASTER)
-    assert rows(migrated, "SELECT * FROM event_position") == rows(path, "SELECT * FROM event_position")
+    assert Sqlite(migrated).rows(MASTER) == Sqlite(path).rows(MASTER)
+    assert Sqlite(migrated).rows("SELECT * FROM event_position") == Sqlite(path).rows("SELECT * FROM event_position")
 
 
 def test_a_record_of_the_first_version_keeps_its_sums_and_counts_what_has_ended(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_record_of_the_first_version_keeps_its_sums_and_counts_what_has_ended(
     first.mkdir()
     (first / "0001_initial.py").write_text((schema.MIGRATIONS / "0001_initial.py").read_text())
     path.touch()
-    db = open_writer(path)
+    db = SqliteEngine(path).open_writer()
     with db.connection_context():
         Runner(db, str(first), table_name="schema_version").up()
     db.close_all()
@@ -237,44 +238,50 @@ def test_a_record_of_the_first_version_keeps_its_sums_and_counts_what_has_ended(
                 connection, "usage_by_day", day="2026-01-01", agent=agent, model=model, cost_nano=len(agent + model)
             )
     sums = "SELECT day, agent, model, cost_nano FROM usage_by_day ORDER BY 1, 2, 3"
-    before = rows(path, sums)
-    assert schema.set_up(path)[0] == "0002_lists_and_filters"
-    assert rows(path, sums) == before
-    assert rows(path, "SELECT * FROM finished_workflows ORDER BY 1") == [("completed", 2), ("failed", 1)]
+    before = Sqlite(path).rows(sums)
+    assert schema.set_up(SqliteEngine(path))[0] == "0002_lists_and_filters"
+    assert Sqlite(path).rows(sums) == before
+    assert Sqlite(path).rows("SELECT * FROM finished_workflows ORDER BY 1") == [("completed", 2), ("failed", 1)]
 
 
 def test_setting_up_makes_again_what_is_missing(path: Path) -> None:
-    before = rows(path, MASTER)
+    before = Sqlite(path).rows(MASTER)
     with connected(path) as connection:
         connection.execute("DROP INDEX idx_events_type")
         connection.execute("DROP TABLE health_check")
-    schema.set_up(path)
-    assert rows(path, MASTER) == before
+    schema.set_up(SqliteEngine(path))
+    assert Sqlite(path).rows(MASTER) == before
 
 
 def test_ten_processes_may_set_up_at_once(path: Path, tmp_path: Path) -> None:
     new = tmp_path / "folder" / "new.db"
-    code = "from amelia_flask import schema\nprint('here', flush=True)\ninput()\nprint(schema.set_up(path))"
+    code = """
+from amelia_flask import schema
+from amelia_flask.sqlite import SqliteEngine
+print('here', flush=True)
+input()
+print(schema.set_up(SqliteEngine(path)))
+"""
     starting = [programs.start(code, new) for _ in range(10)]
     for program in starting:
         programs.wait_for_line(program, "here")
     programs.tell_all(starting)
     names = str([file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))])
     assert Counter(programs.finish(program).strip() for program in starting) == {names: 1, "[]": 9}
-    assert rows(new, MASTER) == rows(path, MASTER)
+    assert Sqlite(new).rows(MASTER) == Sqlite(path).rows(MASTER)
 
 
 def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
     with connected(path) as connection:
         insert(connection, "schema_version", name="9999_future", applied="")
-    before = dump(path)
+    before = Sqlite(path).dump()
     with pytest.raises(SchemaError, match=r"made by a newer version .*9999_future"):
-        schema.set_up(path)
-    assert dump(path) == before
+        schema.set_up(SqliteEngine(path))
+    assert Sqlite(path).dump() == before
 
 
 def test_readiness_can_tell_a_schema_that_is_behind_or_ahead(path: Path) -> None:
-    readers = open_readers(path, 1)
+    readers = SqliteEngine(path).open_readers(1)
 
     def is_current() -> bool:
         with reading(readers) as db:
@@ -314,7 +321,7 @@ def test_what_another_program_left_in_its_log_is_not_touched(tmp_path: Path) -> 
     files = path, path.with_name("crashed.db-wal")
     before = [file.read_bytes() for file in files]
     with pytest.raises(SchemaError, match="belongs to another program"):
-        schema.set_up(path)
+        schema.set_up(SqliteEngine(path))
     assert [file.read_bytes() for file in files] == before
 
 
@@ -329,7 +336,7 @@ def refuse_untouched(path: Path, reason: str) -> None:
     path.chmod(0o644)
     before = path.read_bytes()
     with pytest.raises(SchemaError, match=reason):
-        schema.set_up(path)
+        schema.set_up(SqliteEngine(path))
     assert path.read_bytes() == before
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert list(path.parent.iterdir()) == [path]
@@ -338,13 +345,13 @@ def refuse_untouched(path: Path, reason: str) -> None:
 def test_a_folder_in_the_place_of_the_database_is_refused_and_not_touched(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(SchemaError, match="cannot be set up"):
-        schema.set_up(tmp_path)
+        schema.set_up(SqliteEngine(tmp_path))
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 def test_a_path_below_a_file_is_refused_with_a_sentence(path: Path) -> None:
     with pytest.raises(SchemaError, match="cannot be set up"):
-        schema.set_up(path / "amelia.db")
+        schema.set_up(SqliteEngine(path / "amelia.db"))
 
 
 @pytest.fixture
@@ -366,9 +373,9 @@ def migration(folder: Path, name: str, *statements: str) -> None:
 def test_a_later_version_brings_an_existing_database_up_to_date(path: Path, later_version: Path) -> None:
     migration(later_version, "0900_more", "CREATE TABLE more (x)")
     migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
-    assert schema.set_up(path) == ["0900_more", "0901_most"]
-    assert schema.set_up(path) == []
-    assert rows(path, "SELECT * FROM more") == [(1,)]
+    assert schema.set_up(SqliteEngine(path)) == ["0900_more", "0901_most"]
+    assert schema.set_up(SqliteEngine(path)) == []
+    assert Sqlite(path).rows("SELECT * FROM more") == [(1,)]
 
 
 def test_a_long_migration_is_seen_to_go_on(
@@ -378,20 +385,20 @@ def test_a_long_migration_is_seen_to_go_on(
     migration(later_version, "0900_more", f"CREATE TABLE more AS {count}")
     migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
     monkeypatch.setattr(schema, "progress", partial(progress, every=0))
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith("Bringing amelia.db up to date: 0 of 2 migrations")
-    assert told[-1].startswith("Bringing amelia.db up to date: 2 of 2 migrations")
+    assert told[0].startswith(f"Bringing {path} up to date: 0 of 2 migrations")
+    assert told[-1].startswith(f"Bringing {path} up to date: 2 of 2 migrations")
     assert len(told) > 2, "it is told of within a migration too"
 
 
 def test_a_migration_that_fails_leaves_no_trace(path: Path, later_version: Path) -> None:
-    before = dump(path), rows(path, MASTER)
+    before = Sqlite(path).dump(), Sqlite(path).rows(MASTER)
     migration(
         later_version, "0900_more", "CREATE TABLE more (x)", "DELETE FROM event_position", "SELECT no_such_thing"
     )
     with pytest.raises(SchemaError, match="no_such_thing"):
-        schema.set_up(path)
-    assert (dump(path), rows(path, MASTER)) == before
+        schema.set_up(SqliteEngine(path))
+    assert (Sqlite(path).dump(), Sqlite(path).rows(MASTER)) == before
     migration(later_version, "0900_more", "CREATE TABLE more (x)")
-    assert schema.set_up(path) == ["0900_more"]
+    assert schema.set_up(SqliteEngine(path)) == ["0900_more"]

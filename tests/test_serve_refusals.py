@@ -15,7 +15,9 @@ import pytest
 from peewee import sqlite3 as engine
 
 from amelia_flask import schema
-from amelia_flask.lock import SERVING, FileLock
+from amelia_flask.database import SERVING
+from amelia_flask.lock import FileLock
+from amelia_flask.sqlite import SqliteEngine
 from tests.serving import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +135,7 @@ def test_a_folder_that_this_user_may_not_enter(program: str, common: Path) -> No
 
 def test_a_file_that_may_only_be_read(program: str, common: Path) -> None:
     path = common / "amelia.db"
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     give_away(common, *common.iterdir())
     path.chmod(0o400)
     said = refusal(program, path, AS_NOBODY)
@@ -143,7 +145,7 @@ def test_a_file_that_may_only_be_read(program: str, common: Path) -> None:
 
 def test_a_lock_that_another_user_has_left(program: str, common: Path) -> None:
     path = common / "amelia.db"
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     give_away(common, *common.iterdir())
     lock = common / "amelia.db.serving"
     lock.touch()
@@ -171,18 +173,18 @@ def letter(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     os.truncate(path, 3 * 4096)
 
 
 def overwritten(path: Path) -> None:
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     content = path.read_bytes()
     path.write_bytes(content[:100] + b"\xff" * 8192 + content[8292:])
 
 
 def newer(path: Path) -> None:
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     change(path, "INSERT INTO schema_version (name, applied) VALUES ('9999_future', '')")
 
 
@@ -242,9 +244,9 @@ def test_a_disk_that_is_full(program: str, full_disk: Path) -> None:
 def test_a_disk_that_takes_no_more(program: str, is_new: bool, tmp_path: Path) -> None:
     path = tmp_path / "amelia.db"
     if not is_new:
-        schema.set_up(path)
+        schema.set_up(SqliteEngine(path))
     assert refusal(program, path, NO_ROOM) == f"The database {path} cannot be set up: disk I/O error."
-    schema.set_up(path)  # when there is room again it needs no help
+    schema.set_up(SqliteEngine(path))  # when there is room again it needs no help
 
 
 def test_a_database_that_is_being_restored(program: str, tmp_path: Path) -> None:

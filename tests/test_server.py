@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.load import Clients, check_record, create_workflows, mixed, query
+from tests.load import Clients, check_record, create_workflows, mixed
 from tests.serving import Server, serving, until
 
 ROOT = Path(__file__).parent.parent
@@ -33,10 +33,10 @@ def test_sigterm_under_load_answers_what_it_took_and_leaves(tmp_path: Path) -> N
         clients.join()
     assert set(clients.statuses) <= {201, 503}
     check_record(server.database)
-    stored = {row[0] for row in query(server.database, "SELECT id FROM events")}
+    stored = {row[0] for row in server.database.rows("SELECT id FROM events")}
     for _, answer in clients.acknowledged:
         assert {place["id"] for place in answer.get("events", [])} <= stored
-    assert not list(server.database.parent.glob("*-wal")), "a clean stop leaves nothing to recover"
+    assert not list(server.database.folder.glob("*-wal")), "a clean stop leaves nothing to recover"
 
 
 def test_a_reader_that_waits_is_let_go_at_sigterm(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_gunicorn_with_wsgi_serves_the_same(tmp_path: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(15) == 0, server.log.read_text()
-    assert query(server.database, "SELECT issue_id FROM workflows") == [("G-1",)]
+    assert server.database.rows("SELECT issue_id FROM workflows") == [("G-1",)]
 
 
 def test_an_engine_with_the_wal_reset_bug_gets_one_process(tmp_path: Path) -> None:
@@ -124,11 +124,12 @@ def test_an_engine_with_the_wal_reset_bug_gets_one_process(tmp_path: Path) -> No
     hidden.mkdir()
     (hidden / "__init__.py").write_text("raise ImportError")
     code = (
-        "from amelia_flask import database, server, settings\n"
-        "one = server.workers(settings.from_environment({}))\n"
-        "try: many = server.workers(settings.from_environment({'AMELIA_WORKERS': '3'}))\n"
+        "from amelia_flask import engines, server, settings, sqlite\n"
+        "def workers(given): return server.workers(given, engines.engine_of(given))\n"
+        "one = workers(settings.from_environment({}))\n"
+        "try: many = workers(settings.from_environment({'AMELIA_WORKERS': '3'}))\n"
         "except settings.SettingsError as error: many = error.message\n"
-        "print(database.engine_version(), database.engine_is_mended(), one, many, sep='|')"
+        "print(sqlite.engine_version(), sqlite.engine_is_mended(), one, many, sep='|')"
     )
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     output = subprocess.run(

@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from amelia_flask.database import engine_is_mended
-from tests.load import Clients, check_record, create_workflows, mixed, query
+from amelia_flask.sqlite import engine_is_mended
+from tests.databases import Database, Sqlite
+from tests.load import Clients, check_record, create_workflows, mixed
 from tests.serving import Server, serving, until
 
 ROOT = Path(__file__).parent.parent
@@ -65,8 +66,8 @@ def test_a_stop_soon_after_the_start_is_quick(tmp_path: Path, moment: float) -> 
         assert seconds < QUICK_SECONDS
         # Before the program has come to its first line, the kernel ends it for this signal.
         assert status == 0 or (status == -signal.SIGTERM and not begun), server.log.read_text()
-    if server.database.exists():
-        assert query(server.database, "PRAGMA integrity_check") == [("ok",)]
+    if server.file.exists():
+        assert server.database.rows("PRAGMA integrity_check") == [("ok",)]
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -158,13 +159,13 @@ def test_two_servers_may_share_a_database(tmp_path: Path) -> None:
         assert two.stop() == 0
         for clients in both:
             clients.join()
-    check_kept(path, *both)
+    check_kept(Sqlite(path), *both)
 
 
-def check_kept(database: Path, *clients: Clients) -> None:
+def check_kept(database: Database, *clients: Clients) -> None:
     """Every acknowledged record is there, and the record is sound."""
     check_record(database)
-    stored = {row[0] for row in query(database, "SELECT id FROM events UNION SELECT id FROM token_usage")}
+    stored = {row[0] for row in database.rows("SELECT id FROM events UNION SELECT id FROM token_usage")}
     for each in clients:
         assert set(each.statuses) <= {201, 503}
         for _, answer in each.acknowledged:

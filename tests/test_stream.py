@@ -3,29 +3,31 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from time import monotonic
 
 import pytest
 
 from amelia_flask import events, stream, timeline
+from amelia_flask import ledger as ledger_module
 from amelia_flask.errors import NotFound, TooManyStreams
 from amelia_flask.ledger import Ledger
-from amelia_flask.settings import from_environment
 from amelia_flask.stream import OpenReaders, page_or_wait
 from amelia_flask.timeline import EventPage
 from tests import ledgers, programs
+from tests.databases import Database, database_of
 from tests.serving import until
 
 ledger = ledgers.ledger
 
 APPEND = """
 from amelia_flask import events
+from amelia_flask.ledger import Ledger
+from amelia_flask.settings import from_environment
 from tests import ledgers
-ledger = ledgers.opened(path)
+ledger = Ledger(from_environment())
 print("here", flush=True)
 input()
-ledger.write(events.append, sys.argv[2], events.arrived([ledgers.new_event(message="from elsewhere")]))
+ledger.write(events.append, sys.argv[1], events.arrived([ledgers.new_event(message="from elsewhere")]))
 ledger.close()
 """
 
@@ -75,7 +77,7 @@ def test_where_nothing_comes_the_wait_ends_at_its_time(ledger: Ledger, workflow:
 def test_a_commit_of_this_process_wakes_every_reader_at_once(
     ledger: Ledger, workflow: str, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "POLL_SECONDS", 60)
+    monkeypatch.setattr(ledger_module, "POLL_SECONDS", 60)
     futures = waiting(threads, ledger, workflow, 1, count=3)
     append(ledger, workflow, "news")
     assert [[event.message for event in future.result(10).events] for future in futures] == [["news"]] * 3
@@ -95,19 +97,19 @@ def test_a_commit_that_brings_nothing_for_a_reader_leaves_it_waiting(
 def test_a_commit_of_another_process_is_noticed_soon(
     ledger: Ledger, workflow: str, threads: ThreadPoolExecutor
 ) -> None:
-    other = programs.start(APPEND, ledger.settings.database_path, workflow)
+    other = programs.start(APPEND, workflow, **database_of(ledger).settings)
     programs.wait_for_line(other, "here")
     future = waiting(threads, ledger, workflow, 1)[0]
     programs.finish(other, "\n")
     ended = monotonic()
     assert [event.message for event in future.result(10).events] == ["from elsewhere"]
-    assert monotonic() - ended < stream.POLL_SECONDS + 1
+    assert monotonic() - ended < ledger_module.POLL_SECONDS + 1
 
 
 def test_a_process_that_stops_lets_its_readers_go(
     ledger: Ledger, workflow: str, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "POLL_SECONDS", 60)
+    monkeypatch.setattr(ledger_module, "POLL_SECONDS", 60)
     future = waiting(threads, ledger, workflow, 1)[0]
     ledger.stopping = True
     ledger.writer.stop()
@@ -129,13 +131,10 @@ def test_a_reader_whose_read_fails_is_no_longer_counted(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize(("threads_", "max_streams", "most"), [(6, None, 3), (16, 2, 2), (2, 100, 1)])
 def test_more_readers_than_may_wait_are_refused(
-    tmp_path: Path, threads: ThreadPoolExecutor, threads_: int, max_streams: int | None, most: int
+    database: Database, threads: ThreadPoolExecutor, threads_: int, max_streams: int | None, most: int
 ) -> None:
-    path = tmp_path / "amelia.db"
-    ledgers.opened(path).close()
-    given = {"AMELIA_DATABASE_PATH": str(path), "AMELIA_THREADS": str(threads_)}
-    limit = {} if max_streams is None else {"AMELIA_MAX_STREAMS": str(max_streams)}
-    ledger = Ledger(from_environment(given | limit))
+    limit = {} if max_streams is None else {"max_streams": max_streams}
+    ledger = database.ledger(threads=threads_, **limit)
     workflow = ledgers.create(ledger)
     futures = waiting(threads, ledger, workflow, 1, count=most)
     with pytest.raises(TooManyStreams):

@@ -1,7 +1,6 @@
 """JSON at its strictest, wherever a body brings it."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ from hypothesis import strategies as st
 
 from amelia_flask import strictjson
 from amelia_flask.errors import MalformedJson
-from tests import ledgers
 from tests.answers import EVENT, check_refusal, check_refused, new_workflow
+from tests.calls import database_of
 
 NDJSON = "application/x-ndjson"
 
@@ -125,23 +124,18 @@ def bodies(value: bytes) -> list[tuple[str, str, bytes]]:
     ]
 
 
-def database(app: Flask) -> Path:
-    path: Path = app.extensions["ledger"].settings.database_path
-    return path
-
-
 def refuse_everywhere(app: Flask, value: bytes, status: int, code: str) -> None:
     """Send a value in every place; each is refused and nothing of any is stored."""
     client = app.test_client()
     workflow = f"/api/workflows/{new_workflow(client)}"
-    before = ledgers.dump(database(app))
+    before = database_of(client).dump()
     for part, media_type, body in bodies(value):
         url = workflow + part if part else "/api/workflows"
         answer = check_refused(client.post(url, data=body, content_type=media_type), status, code)
         if media_type == NDJSON:
             named = answer["error"].startswith("Line 3: ") if status == 400 else answer["detail"][0]["loc"][1] == 1
             assert named, answer
-    assert ledgers.dump(database(app)) == before
+    assert database_of(client).dump() == before
 
 
 @pytest.mark.parametrize("value", MALFORMED.values(), ids=list(MALFORMED))

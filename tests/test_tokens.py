@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from flask import Flask
 
-from amelia_flask import create_app, schema, tokens
+from amelia_flask import create_app, tokens
 from amelia_flask.ledger import Ledger
 from amelia_flask.lock import FileLock
 from amelia_flask.settings import from_environment
 from tests import ledgers
 from tests.answers import check_refused
-from tests.ledgers import dump, rows
+from tests.databases import Database, database_of
 from tests.serving import Server, free_port, serving, until
 from tests.test_cli import run
 
@@ -30,32 +30,25 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 CALL = "/api/workflows"
 
 
-def call(path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`amelia-flask token` with these arguments on the database at `path`."""
-    return run("token", *arguments, AMELIA_DATABASE_PATH=str(path))
+def call(database: Database, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`amelia-flask token` with these arguments on the database."""
+    return run("token", *arguments, **database.settings)
 
 
 def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def last_used(path: Path) -> str | None:
+def last_used(database: Database) -> str | None:
     """When the only token was used, as it is stored."""
-    ((stored,),) = rows(path, "SELECT last_used_at FROM access_tokens")
+    ((stored,),) = database.rows("SELECT last_used_at FROM access_tokens")
     return None if stored is None else str(stored)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A database."""
-    schema.set_up(tmp_path / "amelia.db")
-    return tmp_path / "amelia.db"
-
-
-@pytest.fixture
-def app(path: Path) -> Iterator[Flask]:
+def app(database: Database) -> Iterator[Flask]:
     """An application that asks for a token."""
-    app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_REQUIRE_TOKEN": "on"}))
+    app = create_app(from_environment({**database.settings, "AMELIA_REQUIRE_TOKEN": "on"}))
     yield app
     app.extensions["ledger"].close()
 
@@ -66,17 +59,16 @@ def made(app: Flask, scope: tokens.Scope = "write", name: str = "agents") -> str
     return ledger.write(tokens.create, name, scope)
 
 
-def test_a_token_is_shown_once_and_kept_as_its_digest(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    done = call(path, "create", "agents", "--scope", "write")
+def test_a_token_is_shown_once_and_kept_as_its_digest(database: Database) -> None:
+    done = call(database, "create", "agents", "--scope", "write")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"amf_[A-Za-z0-9_-]{43}\n", done.stdout)
     token = done.stdout.strip()
-    listed = call(path, "list").stdout
+    listed = call(database, "list").stdout
     assert re.fullmatch(r"NAME +SCOPE +CREATED +LAST USED\nagents +write +\d{4}-\S+Z +never\n", listed)
-    ((name, digest, scope),) = rows(path, "SELECT name, digest, scope FROM access_tokens")
+    ((name, digest, scope),) = database.rows("SELECT name, digest, scope FROM access_tokens")
     assert (name, digest, scope) == ("agents", sha256(token.encode()).hexdigest(), "write")
-    assert token not in repr(dump(path))
+    assert token not in repr(database.dump())
 
 
 def test_tokens_are_all_different_and_listed_by_name(ledger: Ledger) -> None:
@@ -101,15 +93,15 @@ def test_tokens_are_all_different_and_listed_by_name(ledger: Ledger) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(
-    path: Path, arguments: list[str], status: int, sentence: str
+    database: Database, arguments: list[str], status: int, sentence: str
 ) -> None:
-    with closing(ledgers.opened(path)) as ledger:
+    with closing(database.ledger()) as ledger:
         ledger.write(tokens.create, "taken", "write")
-    before = dump(path)
-    done = call(path, *arguments)
+    before = database.dump()
+    done = call(database, *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert sentence in done.stderr
-    assert dump(path) == before
+    assert database.dump() == before
 
 
 @pytest.mark.parametrize(
@@ -156,13 +148,13 @@ def test_no_text_but_the_token_itself_is_one(app: Flask) -> None:
 def test_digests_that_begin_alike_are_told_apart(app: Flask) -> None:
     token = made(app)
     near = sha256(token.encode()).hexdigest()[:60] + "0000"
-    app.extensions["ledger"].write(lambda db: db.execute_sql("UPDATE access_tokens SET digest = ?", (near,)))
+    database_of(app.extensions["ledger"]).execute(f"UPDATE access_tokens SET digest = '{near}'")
     assert app.test_client().get(CALL, headers=bearer(token)).status_code == 401
 
 
-def test_the_token_of_the_settings_may_write_beside_those_that_are_stored(path: Path) -> None:
+def test_the_token_of_the_settings_may_write_beside_those_that_are_stored(database: Database) -> None:
     own = "a-token-of-some-length"
-    app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_API_TOKEN": own}))
+    app = create_app(from_environment({**database.settings, "AMELIA_API_TOKEN": own}))
     body = {"issue_id": "T-1", "worktree_path": "/t"}
     stored = made(app, "read")
     assert app.test_client().post(CALL, json=body, headers=bearer(own)).status_code == 201
@@ -171,14 +163,15 @@ def test_the_token_of_the_settings_may_write_beside_those_that_are_stored(path: 
     app.extensions["ledger"].close()
 
 
-def test_on_loopback_a_stored_token_makes_none_necessary(path: Path) -> None:
-    app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
+def test_on_loopback_a_stored_token_makes_none_necessary(database: Database) -> None:
+    app = create_app(from_environment(database.settings))
     token = made(app, "read")
     for headers in ({}, bearer(token), bearer("wrong")):
         assert app.test_client().get(CALL, headers=headers).status_code == 200
     app.extensions["ledger"].close()
 
 
+@pytest.mark.engines("sqlite")
 def test_without_the_database_nobody_is_told_that_his_token_is_wrong(app: Flask, path: Path) -> None:
     token = made(app)
     path.rename(path.with_name("away.db"))
@@ -198,38 +191,38 @@ def test_the_last_use_is_kept_to_the_minute(ledger: Ledger, later: timedelta, ke
     assert token.last_used_at == kept.strftime("%Y-%m-%dT%H:%M:%S.000000Z")
 
 
-def test_many_requests_with_a_token_are_one_write(app: Flask, path: Path) -> None:
+def test_many_requests_with_a_token_are_one_write(app: Flask, database: Database) -> None:
     token = made(app)
     writer = app.extensions["ledger"].writer
     before = writer.commits
     for _ in range(100):
         assert app.test_client().get(CALL, headers=bearer(token)).status_code == 200
-    until(lambda: last_used(path))
+    until(lambda: last_used(database))
     assert writer.commits == before + 1
 
 
-def test_a_use_that_cannot_be_kept_now_holds_up_no_request(app: Flask, path: Path) -> None:
+@pytest.mark.engines("sqlite")
+def test_a_use_that_cannot_be_kept_now_holds_up_no_request(app: Flask, database: Database, path: Path) -> None:
     token = made(app)
     lock = FileLock(path)
     with closing(lock), lock.held():  # as another process does that writes for long
         assert app.test_client().get(CALL, headers=bearer(token)).status_code == 200
-        assert last_used(path) is None
-    until(lambda: last_used(path))
+        assert last_used(database) is None
+    until(lambda: last_used(database))
 
 
-def test_a_use_is_not_kept_where_no_writes_are_taken(app: Flask, path: Path) -> None:
+def test_a_use_is_not_kept_where_no_writes_are_taken(app: Flask, database: Database) -> None:
     token = made(app)
     app.extensions["ledger"].writer.stop()
     assert app.test_client().get(CALL, headers=bearer(token)).status_code == 200
-    assert last_used(path) is None
+    assert last_used(database) is None
 
 
-def test_tokens_come_and_go_in_every_process_within_a_second(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    first = call(path, "create", "first", "--scope", "read").stdout.strip()
-    with serving(path, workers=2, require_token="on", log_level="debug") as server:
+def test_tokens_come_and_go_in_every_process_within_a_second(database: Database) -> None:
+    first = call(database, "create", "first", "--scope", "read").stdout.strip()
+    with serving(database, workers=2, require_token="on", log_level="debug") as server:
         assert server.request("GET", CALL, headers=bearer(first)).status == 200
-        with closing(ledgers.opened(path)) as ledger:
+        with closing(database.ledger()) as ledger:
             second = ledger.write(tokens.create, "second", "write")
             assert settled(server, second) == {200}
             ledger.write(tokens.revoke, "first")
@@ -239,7 +232,7 @@ def test_tokens_come_and_go_in_every_process_within_a_second(tmp_path: Path) -> 
     text = server.log.read_text()
     assert CALL in text
     assert not [secret for secret in (first, second, "amf_", sha256(first.encode()).hexdigest()) if secret in text]
-    assert re.search(r"second +write +\S+ +\d{4}-", call(path, "list").stdout)
+    assert re.search(r"second +write +\S+ +\d{4}-", call(database, "list").stdout)
 
 
 def settled(server: Server, token: str) -> set[int]:
@@ -260,9 +253,9 @@ SERVE = ["-m", "amelia_flask", "serve"]
 GUNICORN = ["-m", "gunicorn", "wsgi:app"]
 
 
-def start(command: list[str], path: Path, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def start(command: list[str], database: Database, settings: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A start that is expected to fail."""
-    given = {"AMELIA_DATABASE_PATH": str(path), "AMELIA_PORT": str(free_port())} | settings
+    given = {**database.settings, "AMELIA_PORT": str(free_port())} | settings
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=30
     )
@@ -274,9 +267,9 @@ def start(command: list[str], path: Path, settings: dict[str, str]) -> subproces
 )
 @pytest.mark.parametrize("command", [SERVE, GUNICORN])
 def test_a_service_that_nobody_could_enter_does_not_start(
-    tmp_path: Path, command: list[str], settings: dict[str, str], reason: str
+    database: Database, command: list[str], settings: dict[str, str], reason: str
 ) -> None:
-    done = start(command, tmp_path / "amelia.db", settings)
+    done = start(command, database, settings)
     assert done.returncode == 1
     (said,) = [line for line in done.stderr.splitlines() if "Error:" in line]
     assert reason in said
@@ -284,18 +277,18 @@ def test_a_service_that_nobody_could_enter_does_not_start(
     assert "Traceback" not in done.stderr
 
 
-def test_gunicorns_own_options_open_no_service_that_asks_for_no_token(path: Path) -> None:
-    done = start([*GUNICORN, "--bind", f"0.0.0.0:{free_port()}"], path, {})
+def test_gunicorns_own_options_open_no_service_that_asks_for_no_token(database: Database) -> None:
+    done = start([*GUNICORN, "--bind", f"0.0.0.0:{free_port()}"], database, {})
     assert done.returncode == 1
     assert "gunicorn listens on 0.0.0.0, which opens the service to a network: set AMELIA_HOST" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("settings", [{"host": "0.0.0.0"}, {"require_token": "on"}])
-def test_a_stored_token_is_enough_to_start(path: Path, settings: dict[str, str]) -> None:
-    with closing(ledgers.opened(path)) as ledger:
+def test_a_stored_token_is_enough_to_start(database: Database, settings: dict[str, str]) -> None:
+    with closing(database.ledger()) as ledger:
         token = ledger.write(tokens.create, "agents", "read")
-    with serving(path, None, **settings) as server:
+    with serving(database, None, **settings) as server:
         assert server.request("GET", CALL).status == 401
         assert server.request("GET", CALL, headers=bearer(token)).status == 200
         assert server.request("POST", CALL, {}, headers=bearer(token)).status == 403

@@ -14,7 +14,7 @@ from amelia_flask.intake.transcripts import Format, Stored, Survey
 from amelia_flask.ledger import Ledger
 from amelia_flask.timeline import Page, page
 from tests import ledgers
-from tests.ledgers import dump, rows
+from tests.databases import database_of
 from tests.transcripts import answer, line, write
 
 ledger = ledgers.ledger
@@ -81,10 +81,10 @@ def test_malformed_lines_are_named() -> None:
 def test_a_second_import_changes_nothing(ledger: Ledger) -> None:
     files = transcripts.files_of([DATA], ".jsonl")
     take_in(ledger, *files)
-    before = dump(ledger.settings.database_path)
+    before = database_of(ledger).dump()
     again = take_in(ledger, *files)
     assert (again.new_events, again.known_events, again.new_records, again.grown_records) == (0, 26, 0, 0)
-    assert dump(ledger.settings.database_path) == before
+    assert database_of(ledger).dump() == before
 
 
 def test_a_transcript_that_has_grown_adds_what_is_new(ledger: Ledger, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_transcript_that_has_grown_adds_what_is_new(ledger: Ledger, tmp_path: 
     assert found.total_tokens == 10 + 8 + 10 + 3
     assert found.token_usage is not None
     assert found.token_usage.total_output_tokens == 11
-    assert rows(ledger.settings.database_path, "SELECT SUM(output_tokens) FROM usage_by_day") == [(11,)]
+    assert database_of(ledger).rows("SELECT SUM(output_tokens) FROM usage_by_day") == [(11,)]
 
 
 def test_a_request_counts_once_over_lines_files_and_replays(ledger: Ledger, tmp_path: Path) -> None:

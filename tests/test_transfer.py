@@ -4,7 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from amelia_flask.transfer import reading, writing
 from amelia_flask.transfer.lines import Malformed
 from amelia_flask.transfer.placing import Taken
 from tests import ledgers
+from tests.databases import Database, Databases, database_of
 from tests.histories import check, histories, make, prune
-from tests.ledgers import create, dump, move, new_event, record, rows
+from tests.ledgers import create, move, new_event, record
 
 ledger = ledgers.ledger
 
@@ -28,21 +29,18 @@ ANYTHING = settings(max_examples=60, deadline=None, suppress_health_check=list(H
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Ledger]:
+def other(other_database: Database) -> Iterator[Ledger]:
     """A second database."""
-    other = ledgers.opened(tmp_path / "other.db")
-    yield other
-    other.close()
+    with closing(other_database.ledger()) as other:
+        yield other
 
 
 @contextmanager
-def databases(count: int) -> Iterator[list[Ledger]]:
+def ledgers_on(databases: Databases, count: int) -> Iterator[list[Ledger]]:
     """New databases for one example."""
-    with tempfile.TemporaryDirectory() as folder:
-        opened = [ledgers.opened(Path(folder) / f"{n}.db") for n in range(count)]
-        yield opened
-        for one in opened:
-            one.close()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        lent = [stack.enter_context(databases.lend(Path(folder) / str(n))) for n in range(count)]
+        yield [stack.enter_context(closing(database.ledger())) for database in lent]
 
 
 def exported(ledger: Ledger, **wanted: Any) -> bytes:
@@ -55,7 +53,7 @@ def take_in(ledger: Ledger, raw: bytes) -> Taken:
 
 def content(ledger: Ledger) -> dict[str, list[tuple[Any, ...]]]:
     """Every row, but for when the schema was made and for sums of nothing."""
-    found = dump(ledger.settings.database_path)
+    found = database_of(ledger).dump()
     del found["schema_version"]
     for table in ("usage_by_day", "workflows_by_day", "models_by_day", "finished_workflows"):
         found[table] = [row for row in found[table] if any(isinstance(value, int) and value for value in row)]
@@ -99,12 +97,12 @@ def busy_record(ledger: Ledger) -> list[str]:
 
 @ANYTHING
 @given(histories)
-def test_any_record_is_the_same_after_an_export_and_an_import(history: list[int]) -> None:
-    with databases(2) as (one, two):
+def test_any_record_is_the_same_after_an_export_and_an_import(databases: Databases, history: list[int]) -> None:
+    with ledgers_on(databases, 2) as (one, two):
         make(one, history)
         raw = exported(one)
         assert take_in(two, raw).refused == []
-        if not rows(one.settings.database_path, "SELECT 1 FROM workflows w JOIN pruned_workflows p ON p.id = w.id"):
+        if not database_of(one).rows("SELECT 1 FROM workflows w JOIN pruned_workflows p ON p.id = w.id"):
             assert content(two) == content(one)  # elsewhere retention has begun what is done there
         assert reported(two) == reported(one)
         assert exported(two) == raw
@@ -115,16 +113,18 @@ def test_any_record_is_the_same_after_an_export_and_an_import(history: list[int]
 
 @ANYTHING
 @given(histories)
-def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(history: list[int]) -> None:
-    with databases(2) as (one, two), pytest.MonkeyPatch.context() as patch:
+def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(
+    databases: Databases, history: list[int]
+) -> None:
+    with ledgers_on(databases, 2) as (one, two), pytest.MonkeyPatch.context() as patch:
         make(one, history)
         create(two, worktree_path="/w/1")
         seen: list[int] = [0]
 
         def look() -> None:
-            check(two.settings.database_path)
-            found = rows(two.settings.database_path, "SELECT position FROM events WHERE position > ?", seen[-1])
-            assert len(found) + len(seen) - 1 == rows(two.settings.database_path, "SELECT COUNT(*) FROM events")[0][0]
+            check(database_of(two))
+            found = database_of(two).rows("SELECT position FROM events WHERE position > ?", seen[-1])
+            assert len(found) + len(seen) - 1 == database_of(two).rows("SELECT COUNT(*) FROM events")[0][0]
             seen.extend(sorted(position for (position,) in found))
 
         patch.setattr(reading, "MOST_LINES", 2)
@@ -151,7 +151,7 @@ def test_a_position_that_was_given_is_not_given_again(ledger: Ledger, other: Led
 
 
 def test_an_import_that_was_cut_off_anywhere_goes_on_when_it_is_repeated(
-    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy_record(ledger)
     prune(ledger, max_events=3)
@@ -159,16 +159,16 @@ def test_an_import_that_was_cut_off_anywhere_goes_on_when_it_is_repeated(
     raw = exported(ledger)
     monkeypatch.setattr(reading, "MOST_LINES", 1)
     for cut in range(0, len(raw), 97):
-        with closing(ledgers.opened(tmp_path / f"{cut}.db")) as other:
+        with databases.lend(tmp_path / str(cut)) as database, closing(database.ledger()) as other:
             with pytest.raises(Malformed, match="cut off"):
                 take_in(other, raw[:cut])
-            check(other.settings.database_path)
+            check(database_of(other))
             take_in(other, raw)
             assert content(other) == content(ledger)
 
 
 def test_an_import_that_was_cut_off_is_exported_as_it_stands(
-    ledger: Ledger, other: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, other: Ledger, databases: Databases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     busy_record(ledger)
     raw = exported(ledger)
@@ -178,7 +178,7 @@ def test_an_import_that_was_cut_off_is_exported_as_it_stands(
             take_in(other, b"".join(raw.splitlines(keepends=True)[:count]))
         half = exported(other)
         assert lines_of(half, "workflow")
-        with closing(ledgers.opened(tmp_path / f"{count}.db")) as third:
+        with databases.lend(tmp_path / str(count)) as database, closing(database.ledger()) as third:
             take_in(third, half)
             assert exported(third) == half
             take_in(third, raw)
@@ -193,11 +193,13 @@ def test_while_it_is_taken_in_what_has_ended_keeps_nobody_from_its_worktree(
     monkeypatch.setattr(reading, "MOST_LINES", 1)
     with pytest.raises(Malformed):
         take_in(other, raw[: len(raw) // 2])
-    path = other.settings.database_path
-    assert dict(rows(path, "SELECT id, worktree_path FROM workflows")) == {done: f"/importing/{done}", waiting: "/b"}
+    stored = database_of(other).rows("SELECT id, worktree_path FROM workflows")
+    assert dict(stored) == {done: f"/importing/{done}", waiting: "/b"}
     create(other, worktree_path="/a")
     take_in(other, raw)
-    assert rows(path, "SELECT worktree_path, status FROM workflows WHERE id = ?", done) == [("/a", "completed")]
+    assert database_of(other).rows("SELECT worktree_path, status FROM workflows WHERE id = ?", done) == [
+        ("/a", "completed")
+    ]
 
 
 CHANGES: dict[str, Callable[[Any, str], Any]] = {
@@ -264,7 +266,7 @@ def test_a_workflow_whose_ids_are_taken_leaves_nothing_behind(
     last = max(n for n, line in enumerate(lines_of(exported(ledger), kind)) if line["workflow_id"] == done)
     taken = take_in(other, edited(exported(ledger), kind, last, id="taken"))
     assert [sentence[: len(f"Workflow {done}")] for sentence in taken.refused] == [f"Workflow {done}"]
-    check(other.settings.database_path)
+    check(database_of(other))
     after = content(other)
     assert {row[0] for row in after["workflows"]} == {mine, waiting, pending}
     assert {row[0] for row in after["events"]} == {mine, waiting, pending}
@@ -286,7 +288,7 @@ def test_an_active_workflow_whose_worktree_is_held_is_named_and_left_out(ledger:
     assert {row[0] for row in content(other)["workflows"]} == {done, pending, holder}
     move(other, holder, "cancel")
     assert take_in(other, exported(ledger)).refused == []
-    check(other.settings.database_path)
+    check(database_of(other))
 
 
 HEADER = b'{"kind":"header","format":"amelia-flask","version":1}\n'
@@ -337,7 +339,7 @@ def test_a_line_that_no_export_writes_is_refused_with_its_number(
     record(ledger, workflow, {"cost_usd": 1})
     with pytest.raises(Malformed, match=sentence):
         take_in(other, change(exported(ledger)))
-    check(other.settings.database_path)
+    check(database_of(other))
     take_in(other, exported(ledger))
     assert content(other) == content(ledger)
 

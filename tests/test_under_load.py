@@ -12,7 +12,6 @@ from tests.load import (
     create_workflows,
     event,
     in_parallel,
-    query,
     single_events,
 )
 from tests.serving import Reply, Server, serving
@@ -31,7 +30,7 @@ def test_two_processes_and_many_clients_leave_no_gap(tmp_path: Path) -> None:
         assert clients.statuses == {201: EVENTS}
         assert max(memory_of_processes(server)) < MOST_MEMORY
         assert server.stop() == 0
-    assert query(server.database, "SELECT COUNT(*) FROM events") == [(EVENTS + len(workflows),)]
+    assert server.database.rows("SELECT COUNT(*) FROM events") == [(EVENTS + len(workflows),)]
     check_record(server.database)
     assert "locked" not in server.log.read_text()
 

@@ -8,7 +8,6 @@ import pytest
 from amelia_flask import clock
 from tests import api as http
 from tests.api import INVALID, MALFORMED, MISSING, NOBODY, REUSED, Api
-from tests.ledgers import rows
 
 api = http.api
 fresh = http.fresh
@@ -57,7 +56,7 @@ def test_records_are_stored_in_the_order_sent(fresh: Api, body: Any) -> None:
     given = body if isinstance(body, list) else body.get("token_usage", [body])
     answer = fresh.accepted(of(workflow), body)
     assert answer["duplicates"] == 0
-    found = rows(fresh.path, "SELECT id, input_tokens FROM token_usage ORDER BY number")
+    found = fresh.database.rows("SELECT id, input_tokens FROM token_usage ORDER BY number")
     assert found == [
         (one["id"], sent["input_tokens"]) for one, sent in zip(answer["token_usage"], given, strict=True)
     ]
@@ -114,7 +113,7 @@ def test_a_cost_is_reported_or_computed_or_unknown(
     (found,) = stored(fresh, workflow)
     for one in (answer, found):
         assert (one["cost_usd"], one["cost_source"]) == (cost, source)
-    assert rows(fresh.path, "SELECT cost_usd, cost_source FROM token_usage") == [(cost, source)]
+    assert fresh.database.rows("SELECT cost_usd, cost_source FROM token_usage") == [(cost, source)]
     detail = fresh.get(f"/api/workflows/{workflow}")
     report = fresh.get("/api/usage", preset="all")
     for sums in (detail, detail["token_usage"], report["summary"]):

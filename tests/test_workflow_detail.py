@@ -10,7 +10,6 @@ from flask.testing import FlaskClient
 from amelia_flask import workflows
 from tests import ledgers
 from tests.calls import append, create, database_of, invalid, ledger_of, read, refused, url
-from tests.ledgers import dump, rows
 from tests.test_workflow_list import SUMMARY
 
 LARGEST = 262_144
@@ -172,12 +171,12 @@ def test_a_patch_is_merged_into_the_state(client: FlaskClient, state: Any, patch
 
 def test_a_patch_answers_with_the_detail_and_its_new_tag_and_writes_no_event(client: FlaskClient) -> None:
     workflow = create(client, state={"a": 1})
-    before, events = read(client, workflow), rows(database_of(client), "SELECT * FROM events")
+    before, events = read(client, workflow), database_of(client).rows("SELECT * FROM events")
     response = client.patch(url(workflow), json={"state": {"b": 2}, "worktree_name": "renamed"})
     whole = client.get(url(workflow))
     assert (response.get_json(), response.headers["ETag"]) == (whole.get_json(), whole.headers["ETag"])
     assert read(client, workflow) == before | {"state": {"a": 1, "b": 2}, "worktree_name": "renamed"}
-    assert rows(database_of(client), "SELECT * FROM events") == events
+    assert database_of(client).rows("SELECT * FROM events") == events
 
 
 @pytest.mark.parametrize("status", ["pending", "in_progress", "blocked", *FINAL])
@@ -283,7 +282,7 @@ def test_deleting_a_finished_workflow_takes_everything_of_it_out_of_the_record(
 ) -> None:
     kept = create(client, "completed")
     use(client, kept, cost_usd=0.1)
-    before, report = dump(database_of(client)), client.get("/api/usage").get_json()
+    before, report = database_of(client).dump(), client.get("/api/usage").get_json()
     workflow = create(client, status)
     append(client, workflow, STARTED, data={"stage": "s"})
     use(client, workflow, cost_usd=0.2)
@@ -295,7 +294,7 @@ def test_deleting_a_finished_workflow_takes_everything_of_it_out_of_the_record(
     refused(client, 404, "NOT_FOUND", "GET", url(workflow))
     refused(client, 404, "NOT_FOUND", "GET", url(workflow, "events"))
     refused(client, 404, "NOT_FOUND", "DELETE", url(workflow))
-    after = dump(database_of(client))
+    after = database_of(client).dump()
     for table in ("workflows", "events", "token_usage", "open_stages", "usage_by_workflow"):
         assert after[table] == before[table]
     assert client.get("/api/usage").get_json() == report
@@ -312,7 +311,7 @@ def test_a_long_workflow_is_deleted_in_pieces_between_which_others_write(
     before = ledger_of(client).writer.commits
     assert client.delete(url(workflow)).status_code == 204
     assert ledger_of(client).writer.commits >= before + 5
-    assert rows(database_of(client), "SELECT DISTINCT workflow_id FROM events") == [(other,)]
+    assert database_of(client).rows("SELECT DISTINCT workflow_id FROM events") == [(other,)]
 
 
 @pytest.mark.parametrize("status", ["pending", "in_progress", "blocked"])

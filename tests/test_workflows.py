@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from amelia_flask import create_app, schema
 from amelia_flask.moves import MOVES
 from amelia_flask.settings import from_environment
+from amelia_flask.sqlite import SqliteEngine
 from tests.answers import EVENT, USAGE
 from tests.calls import (
     WORKFLOWS,
@@ -25,7 +26,6 @@ from tests.calls import (
     url,
     without_duration,
 )
-from tests.ledgers import dump, rows
 from tests.load import in_parallel
 from tests.test_invariants import SAID
 from tests.test_workflow_list import SUMMARY
@@ -77,7 +77,7 @@ def test_a_new_workflow_is_pending_and_answers_with_its_summary_and_where_it_is(
 def test_a_creation_is_stored_with_the_event_that_tells_of_it(client: FlaskClient) -> None:
     workflow = create(client, issue_id="A/1", worktree_path="/w", host="h", profile="p", state={"a": [1, 0.5, "ü"]})
     columns = "issue_id, worktree_path, worktree_name, status, started_at, completed_at, host, profile, last_sequence"
-    stored = rows(database_of(client), f"SELECT {columns} FROM workflows WHERE id = ?", workflow)
+    stored = database_of(client).rows(f"SELECT {columns} FROM workflows WHERE id = ?", workflow)
     assert stored == [("A/1", "/w", "w", "pending", None, None, "h", "p", 1)]
     assert read(client, workflow)["state"] == {"a": [1, 0.5, "ü"]}
     (event,) = read(client, workflow)["recent_events"]
@@ -150,10 +150,10 @@ def test_text_that_no_database_keeps_is_no_json_to_us(client: FlaskClient, membe
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"a"', b"{", b"\xff", b'{"issue_id":"a","issue_id":"a"}'])
 def test_a_body_that_is_no_object_creates_nothing(client: FlaskClient, body: bytes) -> None:
-    before = dump(database_of(client))
+    before = database_of(client).dump()
     response = client.post(WORKFLOWS, data=body, content_type="application/json")
     assert response.status_code == (422 if body in {b"[]", b"null", b'"a"'} else 400)
-    assert dump(database_of(client)) == before
+    assert database_of(client).dump() == before
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,10 @@ def test_the_same_id_with_the_same_content_answers_with_the_workflow_as_it_is_no
     assert post(client, **body).status_code == 201
     client.post(url(ID, "start"))
     client.patch(url(ID), json={"state": {"a": 2}, "worktree_name": "renamed"})
-    before = dump(database_of(client))
+    before = database_of(client).dump()
     response = post(client, **body | again)
     assert (response.status_code, response.headers["Location"]) == (200, f"/api/workflows/{ID}")
-    assert dump(database_of(client)) == before
+    assert database_of(client).dump() == before
     found = response.get_json()
     assert found.keys() == SUMMARY | {"message"}
     assert without_duration(found).items() <= (read(client, ID) | {"message": found["message"]}).items()
@@ -286,7 +286,7 @@ def test_the_same_creation_at_one_moment_is_stored_once(app: Flask, client: Flas
 def limited(tmp_path: Path) -> Iterator[FlaskClient]:
     """A service that allows two active workflows."""
     path = tmp_path / "limited.db"
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path), "AMELIA_MAX_CONCURRENT": "2"}))
     yield app.test_client()
     app.extensions["ledger"].close()

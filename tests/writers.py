@@ -1,32 +1,27 @@
-"""A writer on a database file of its own, changes for it, and the means to keep it busy."""
+"""A writer on a database of its own, changes for it, and the means to keep it busy."""
 
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from amelia_flask import schema
 from amelia_flask.errors import AmeliaError
+from amelia_flask.groups import Change
 from amelia_flask.models import HealthCheck
 from amelia_flask.writer import Writer
-from tests.ledgers import rows
+from tests.databases import Database
 from tests.serving import until
 
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    schema.set_up(tmp_path / "amelia.db")
-    return tmp_path / "amelia.db"
+MOMENT = "2026-01-01T00:00:00.000000Z"
 
 
 @pytest.fixture
-def writer(path: Path) -> Iterator[Writer]:
-    writer = Writer(path)
+def writer(database: Database) -> Iterator[Writer]:
+    writer = Writer(database.engine)
     yield writer
     writer.stop()
 
@@ -35,27 +30,32 @@ def add(name: str) -> Callable[[Any], str]:
     """A change that stores a row and gives its name."""
 
     def change(tx: Any) -> str:
-        HealthCheck.insert(id=name, checked_at="").execute(tx)
+        HealthCheck.insert(id=name, checked_at=MOMENT).execute(tx)
         return name
 
     return change
 
 
-def stored(path: Path) -> list[str]:
-    return [name for (name,) in rows(path, "SELECT id FROM health_check ORDER BY id")]
+def stored(database: Database) -> list[str]:
+    return [name for (name,) in database.rows("SELECT id FROM health_check ORDER BY id")]
+
+
+def run(writer: Writer, change: Callable[[Any], Any]) -> Any:
+    """Carry out a change that may write anything."""
+    return writer.run(Change(change))
 
 
 def send(writer: Writer, change: Callable[[Any], Any]) -> "Future[Any]":
     """Run a change on a thread of its own."""
     future: Future[Any] = Future()
 
-    def run() -> None:
+    def wait() -> None:
         try:
-            future.set_result(writer.run(change))
+            future.set_result(run(writer, change))
         except AmeliaError as error:
             future.set_exception(error)
 
-    threading.Thread(target=run).start()
+    threading.Thread(target=wait).start()
     return future
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amelia_flask import clock, schema
-from amelia_flask.database import SqliteExtDatabase, open_writer
+from amelia_flask.sqlite import SqliteEngine, SqliteExtDatabase
 from bench.requests import WORKFLOWS, event
 
 _NEW_WORKFLOW = (
@@ -27,8 +27,8 @@ _NEW_EVENT = (
 
 def measure(path: Path, rows: int, seconds: float) -> list[float]:
     """The milliseconds of each transaction, one at least."""
-    schema.set_up(path)
-    database = open_writer(path)
+    schema.set_up(SqliteEngine(path))
+    database = SqliteEngine(path).open_writer()
     database.connect()
     workflows = _workflows(database)
     position = database.execute_sql("SELECT COALESCE(MAX(position), 0) FROM events").fetchone()[0]

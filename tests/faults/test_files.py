@@ -9,7 +9,8 @@ import pytest
 
 from amelia_flask import audit
 from tests import ledgers, programs
-from tests.load import Clients, check_acknowledged, check_record, create_workflows, event, mixed, query
+from tests.databases import Sqlite
+from tests.load import Clients, check_acknowledged, check_record, create_workflows, event, mixed
 from tests.serving import Server, serving, until
 
 NOTICED_SECONDS = 5.0
@@ -34,7 +35,7 @@ def move_log_away(database: Path) -> None:
 def replace_database(database: Path) -> None:
     """By another record, as a careless restore would."""
     other = part(database, "-other")
-    ledger = ledgers.opened(other)
+    ledger = Sqlite(other).set_up().ledger()
     ledgers.create(ledger)
     ledger.close()
     other.rename(database)
@@ -67,7 +68,7 @@ def test_a_log_that_was_taken_away_is_noticed_and_nothing_in_it_is_lost(
         workflows = create_workflows(server, 4)
         clients = Clients(server, [mixed(workflows, n) for n in range(6)]).start()
         clients.wait_for(200)
-        do(server.database)
+        do(server.file)
         until(lambda: clients.statuses[503] >= 20, NOTICED_SECONDS)
         until(lambda: is_noticed(server), NOTICED_SECONDS)
         check_refused(server, workflows[0], "The log of the database was taken away or replaced")
@@ -88,12 +89,12 @@ def check_healthy(server: Server, workflow: str) -> None:
 def test_a_log_that_is_taken_away_while_nobody_writes_is_rescued(tmp_path: Path) -> None:
     with serving(tmp_path / "amelia.db", workers=2) as server:
         workflows = create_workflows(server, 20)
-        remove("-wal", "-shm")(server.database)
+        remove("-wal", "-shm")(server.file)
         until(lambda: is_noticed(server), NOTICED_SECONDS)
         # A copy of the file alone, which no process has open, shows what it holds by itself.
         copy = tmp_path / "copy" / "amelia.db"
         copy.parent.mkdir()
-        until(lambda: holds(server.database, copy, set(workflows)), NOTICED_SECONDS)
+        until(lambda: holds(server.file, copy, set(workflows)), NOTICED_SECONDS)
         server.kill()
         server.start()
         assert server.request("GET", "/api/workflows").json["total"] == 20
@@ -114,15 +115,15 @@ connection.execute("ROLLBACK")
 def test_a_reader_that_keeps_the_log_from_being_saved_holds_that_up_and_no_more(tmp_path: Path) -> None:
     with serving(tmp_path / "amelia.db", workers=1) as server:
         workflows = create_workflows(server, 2)
-        reader = programs.start(READ, server.database)
+        reader = programs.start(READ, server.file)
         programs.wait_for_line(reader, "reading")
         workflows += create_workflows(server, 2)
-        remove("-wal")(server.database)
+        remove("-wal")(server.file)
         until(lambda: "keeps the log" in str(server.request("GET", "/api/health").json["database"]["error"]))
         programs.finish(reader, "\n")
         copy = tmp_path / "copy" / "amelia.db"
         copy.parent.mkdir()
-        until(lambda: holds(server.database, copy, set(workflows)))
+        until(lambda: holds(server.file, copy, set(workflows)))
         server.kill()
         server.start()
         assert server.request("GET", "/api/workflows").json["total"] == 4
@@ -133,7 +134,7 @@ def holds(database: Path, copy: Path, workflows: set[str]) -> bool:
     for old in copy.parent.iterdir():
         old.unlink()
     shutil.copyfile(database, copy)
-    return {name for (name,) in query(copy, "SELECT id FROM workflows")} == workflows
+    return {name for (name,) in Sqlite(copy).rows("SELECT id FROM workflows")} == workflows
 
 
 @pytest.mark.parametrize("do", [remove(""), replace_database], ids=["removed", "replaced"])
@@ -145,22 +146,22 @@ def test_a_database_that_was_taken_away_or_replaced_without_its_log_is_not_writt
         clients = Clients(server, [mixed(workflows, n) for n in range(6)]).start()
         clients.wait_for(200)
         kept = tmp_path / "kept.db"
-        os.link(server.database, kept)  # as somebody may have moved it
-        do(server.database)
+        os.link(server.file, kept)  # as somebody may have moved it
+        do(server.file)
         until(lambda: clients.statuses[503] >= 20, NOTICED_SECONDS)
         until(lambda: is_noticed(server), NOTICED_SECONDS)
-        there = server.database.exists()
+        there = server.file.exists()
         check_refused(server, workflows[0], "moved or replaced by another program, but not its log")
-        assert server.database.exists() == there, "no empty record takes its place"
+        assert server.file.exists() == there, "no empty record takes its place"
         assert server.stop() == 0
         clients.join()
-    log = part(server.database, "-wal")
+    log = part(server.file, "-wal")
     assert not log.exists() or log.stat().st_size == 0, "the log of one record is not left beside another"
-    check_acknowledged(kept, clients.acknowledged)
-    check_record(kept)
+    check_acknowledged(Sqlite(kept), clients.acknowledged)
+    check_record(Sqlite(kept))
     if there:
-        assert list(audit.check(server.database)) == []
-        assert query(server.database, "SELECT COUNT(*) FROM workflows") == [(1,)]
+        assert list(audit.check(server.database.engine)) == []
+        assert server.database.rows("SELECT COUNT(*) FROM workflows") == [(1,)]
 
 
 def test_a_database_that_was_moved_away_and_back_goes_on(tmp_path: Path) -> None:
@@ -168,9 +169,9 @@ def test_a_database_that_was_moved_away_and_back_goes_on(tmp_path: Path) -> None
         workflows = create_workflows(server, 4)
         clients = Clients(server, [mixed(workflows, n) for n in range(6)]).start()
         clients.wait_for(100)
-        server.database.rename(tmp_path / "away.db")
+        server.file.rename(tmp_path / "away.db")
         until(lambda: clients.statuses[503] >= 20, NOTICED_SECONDS)
-        (tmp_path / "away.db").rename(server.database)
+        (tmp_path / "away.db").rename(server.file)
         until(lambda: not is_noticed(server), NOTICED_SECONDS)
         clients.wait_for(len(clients.acknowledged) + 100)
         check_healthy(server, workflows[0])

@@ -46,7 +46,7 @@ class FileSize:
     """A limit that the kernel sets to the size of the files of each process."""
 
     def fill(self, server: Server) -> None:
-        log = server.database.with_name(f"{server.database.name}-wal")
+        log = server.file.with_name(f"{server.file.name}-wal")
         self._set(server, os.stat(log).st_size + 50_000)
 
     def free(self, server: Server) -> None:

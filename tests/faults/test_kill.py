@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from amelia_flask import audit
+from tests.databases import Database
 from tests.faults.callers import Crowd, Known
-from tests.load import query
 from tests.serving import Server, serving, until
 
 ROUNDS = 50
@@ -59,17 +59,17 @@ def test_fifty_kills_lose_nothing_and_leave_nothing_half_done(
         assert server.request("GET", "/api/health").json["status"] == "healthy"
         assert server.stop() == 0
     check_settled_record(server.database, crowd.known)
-    assert query(server.database, "PRAGMA integrity_check") == [("ok",)]
+    assert server.database.rows("PRAGMA integrity_check") == [("ok",)]
     assert set(crowd.known.statuses) <= {200, 201, 204, 404, 409, 503}, crowd.known.statuses
 
 
-def check_kept(database: Path, known: Known) -> None:
+def check_kept(database: Database, known: Known) -> None:
     """What was answered is there, where its answer said; what was not answered is there whole or not at all."""
     assert known.wrong == []
-    stored = {row[0]: row[1:] for row in query(database, "SELECT id, workflow_id, sequence, position FROM events")}
+    stored = {row[0]: row[1:] for row in database.rows("SELECT id, workflow_id, sequence, position FROM events")}
     events = {name: place for name, place in known.events.items() if place[0] not in known.leaving}
     assert events == {name: stored.get(name) for name in events}
-    usage = {row[0] for row in query(database, "SELECT id FROM token_usage")}
+    usage = {row[0] for row in database.rows("SELECT id FROM token_usage")}
     assert {name for name, record in known.usage.items() if record[0] not in known.leaving} <= usage
     for workflow, batch in known.batches:
         there = sum(name in stored for name in batch)
@@ -84,13 +84,13 @@ def check_settled(server: Server, known: Known) -> None:
     assert round(summary["total_cost_usd"] * 1000) == sum(cost for _, _, cost in known.usage.values())
 
 
-def check_settled_record(database: Path, known: Known) -> None:
+def check_settled_record(database: Database, known: Known) -> None:
     """Every record once, none that nobody knows, and the whole sound by every check."""
     assert known.wrong == []
     told = "SELECT id, workflow_id, sequence, position FROM events WHERE event_type != 'workflow_created'"
-    assert {row[0]: row[1:] for row in query(database, told)} == known.events
+    assert {row[0]: row[1:] for row in database.rows(told)} == known.events
     usage = "SELECT id, workflow_id, input_tokens + output_tokens, input_tokens FROM token_usage"
-    assert {row[0]: row[1:] for row in query(database, usage)} == known.usage
+    assert {row[0]: row[1:] for row in database.rows(usage)} == known.usage
     statuses = {name: workflow.status for name, workflow in known.workflows.items()}
-    assert dict(query(database, "SELECT id, status FROM workflows")) == statuses
-    assert list(audit.check(database)) == []
+    assert dict(database.rows("SELECT id, status FROM workflows")) == statuses
+    assert list(audit.check(database.engine)) == []

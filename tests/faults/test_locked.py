@@ -14,7 +14,7 @@ import pytest
 
 from amelia_flask.client import Client
 from tests import programs
-from tests.load import Call, Clients, check_record, create_workflows, event, mixed, query
+from tests.load import Call, Clients, check_record, create_workflows, event, mixed
 from tests.serving import Reply, Server, serving, until
 
 HOLD = """
@@ -63,7 +63,7 @@ def test_two_seconds_are_waited_for(tmp_path: Path) -> None:
         ]
         clients = Clients(server, calls).start()
         clients.wait_for(100)
-        with held(server.database):
+        with held(server.file):
             time.sleep(2)  # what is tested is this time
         clients.wait_for(len(clients.acknowledged) + 100)
         enough.set()
@@ -81,7 +81,7 @@ def test_ten_seconds_are_refused_in_time_and_stored_once(tmp_path: Path, threads
     ):
         workflow = create_workflows(server, 1)[0]
         path = f"/api/workflows/{workflow}/events"
-        with held(server.database):
+        with held(server.file):
             bodies = [event(agent="plain") for _ in range(WRITES)]
             writes = [pool.submit(timed, server, "POST", path, body) for body in bodies]
             patient = [pool.submit(append_with_client, server, workflow) for _ in range(4)]
@@ -94,7 +94,7 @@ def test_ten_seconds_are_refused_in_time_and_stored_once(tmp_path: Path, threads
         assert server.request("GET", "/api/health").json["status"] == "healthy"
         assert server.stop() == 0
     replies = {body["id"]: write.result().reply for body, write in zip(bodies, writes, strict=True)}
-    stored = {name for (name,) in query(server.database, "SELECT id FROM events WHERE agent = 'plain'")}
+    stored = {name for (name,) in server.database.rows("SELECT id FROM events WHERE agent = 'plain'")}
     assert {name for name, reply in replies.items() if reply.status == 201} <= stored
     assert stored <= {name for name, reply in replies.items() if may_be_stored(reply)}, "refused, and stored later"
     check_record(server.database)
@@ -143,7 +143,7 @@ def test_a_process_that_hangs_with_the_lock_holds_up_no_reader(tmp_path: Path) -
     with serving(tmp_path / "amelia.db", workers=1) as server:
         path = f"/api/workflows/{create_workflows(server, 1)[0]}/events"
         stop = threading.Event()
-        with held(server.database):
+        with held(server.file):
             writers = [threading.Thread(target=write_until, args=(server, path, stop)) for _ in range(40)]
             for writer in writers:
                 writer.start()

