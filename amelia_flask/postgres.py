@@ -11,10 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote
 
 import psycopg
 from peewee import Psycopg3Adapter
@@ -292,8 +292,9 @@ class PostgresEngine(Engine):
 
     def __init__(self, url: str, password_file: Path | None = None) -> None:
         """Raises SettingsError for a malformed URL, and for a file of a password that cannot be read."""
-        self._server = _Server(_conninfo(url, password_file))
-        self._shown = _without_password(url)
+        conninfo = _conninfo(url, password_file)
+        self._server = _Server(conninfo)
+        self._shown = _shown(conninfo)
 
     def __str__(self) -> str:
         return self._shown
@@ -334,11 +335,14 @@ class PostgresEngine(Engine):
             with self.peeking() as connection:
                 if connection.info.server_version < OLDEST_SERVER:
                     raise SchemaError(f"{self.version()} is too old: the record needs PostgreSQL 14 or later.")
-                encoding = connection.execute("SHOW server_encoding").fetchone()[0]
+                sql = "SELECT current_setting('server_encoding'), current_schema()"
+                encoding, schema = connection.execute(sql).fetchone()
         except FAULTS as error:
             raise SchemaError(f"The database {self} cannot be reached: {_first_line(error)}") from None
         if encoding != "UTF8":
             raise SchemaError(f"The database {self} has the encoding {encoding}; the record needs UTF8.")
+        if schema is None:
+            raise SchemaError(f"The database {self} has no schema of those that search_path names: create it first.")
 
     def exists(self) -> bool:
         """Always: the server's administrator makes databases."""
@@ -545,16 +549,27 @@ class AdvisoryLock(Lock):
 
 
 def _conninfo(url: str, password_file: Path | None) -> dict[str, str]:
-    try:
-        found = psycopg.conninfo.conninfo_to_dict(url)
-    except psycopg.Error as error:
-        raise SettingsError(f"AMELIA_DATABASE_URL is malformed: {_first_line(error)}") from None
-    given = {name: str(value) for name, value in found.items()}
+    given = _parsed(url)
     if password_file is not None:
         given["password"] = _read_password(password_file)
     defaults = {"connect_timeout": str(CONNECT_SECONDS), "application_name": "amelia-flask"}
     keepalives = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
     return defaults | keepalives | {"tcp_user_timeout": "20000"} | given
+
+
+def _parsed(url: str) -> dict[str, str]:
+    """What a URL says; of a malformed one nothing is told, because any part of it may be one of a password."""
+    try:
+        given = {name: str(value) for name, value in psycopg.conninfo.conninfo_to_dict(url).items()}
+    except psycopg.Error:
+        given = {"port": "unknown"}
+    is_number = all(port.isdigit() for port in given.get("port", "").split(",") if port)
+    if not is_number or "@" in url.partition("://")[2].partition("?")[0].partition("/")[2]:
+        raise SettingsError(
+            "AMELIA_DATABASE_URL is malformed: write postgresql://user:password@host:5432/database?parameter=value, "
+            "and in a name or password %40 for @, %2F for /, %3A for :, %3F for ? and %25 for %."
+        )
+    return given
 
 
 def _read_password(file: Path) -> str:
@@ -565,11 +580,16 @@ def _read_password(file: Path) -> str:
         raise SettingsError(f"AMELIA_DATABASE_PASSWORD_FILE {file} cannot be read: {reason}.") from None
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    place = parts.netloc.rpartition("@")
-    user = place[0].partition(":")[0]
-    return urlunsplit((parts.scheme, f"{user}{place[1]}{place[2]}", parts.path, "", ""))
+def _shown(given: dict[str, str]) -> str:
+    """A URL with what people may know."""
+    hosts, ports = given.get("host", "").split(","), given.get("port", "").split(",")
+    places = ",".join(f"{_quoted(host)}{port and ':'}{port}" for host, port in zip(hosts, cycle(ports), strict=False))
+    user = f"{quote(given['user'])}@" if "user" in given else ""
+    return f"postgresql://{user}{places}/{quote(given.get('dbname', ''))}"
+
+
+def _quoted(host: str) -> str:
+    return f"[{host}]" if ":" in host else quote(host, safe="")
 
 
 def _version(connection: Any) -> str:

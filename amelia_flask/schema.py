@@ -32,7 +32,8 @@ def set_up(engine: Engine) -> list[str]:
         engine.create()
         return _set_up(engine)
     except FAULTS as error:
-        raise SchemaError(f"The database {engine} cannot be set up: {_cause(error)}.") from error
+        reason = str(_cause(error)).partition("\n")[0]  # the lines after it show statements
+        raise SchemaError(f"The database {engine} cannot be set up: {reason}.") from error
 
 
 def is_current(db: Any) -> bool:

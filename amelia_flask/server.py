@@ -196,7 +196,7 @@ class Server(BaseApplication):
 
     def load_config(self) -> None:
         """Called by gunicorn."""
-        for name, value in options(self._settings).items():
+        for name, value in or_exit(options, self._settings).items():
             self.cfg.set(name, value)
 
     def load(self) -> Any:
