@@ -48,12 +48,8 @@ def serve(tmp_path: Path, cluster: Cluster, database: str) -> Iterator[Serve]:
 
         def start(**settings: object) -> Server:
             given = {"database_url": cluster.url(database), "workers": 2} | settings
-            return stack.enter_context(serving(tmp_path / f"host-{next(numbers)}" / "none.db", **given))
+            folder = tmp_path / f"host-{next(numbers)}"
+            folder.mkdir()
+            return stack.enter_context(serving(folder / "none.db", None, **given))
 
         yield start
-
-
-@pytest.fixture(autouse=True)
-def _folders_of_hosts(tmp_path: Path) -> None:
-    for number in range(4):
-        (tmp_path / f"host-{number}").mkdir()

@@ -59,9 +59,7 @@ def test_after_a_restart_while_idle_the_next_calls_succeed(serve: Serve, cluster
 
 
 @pytest.mark.parametrize("disturb", ["restart", "terminate"])
-def test_under_load_nothing_acknowledged_is_lost(
-    serve: Serve, cluster: Cluster, database: str, disturb: str
-) -> None:
+def test_under_load_nothing_acknowledged_is_lost(serve: Serve, cluster: Cluster, database: str, disturb: str) -> None:
     servers = [serve(), serve()]
     shared = create_workflows(servers[0], 4)
     enough = threading.Event()

@@ -28,9 +28,10 @@ def test_readers_follow_what_two_hosts_write_without_gap_or_repeat(
     followers = [Follower(server) for server in servers]
     enough = threading.Event()
     halves = [
-        TimedClients(server, [everything(shared, n, enough) for n in range(CLIENTS // 2)]).start()
-        for server in servers
+        TimedClients(server, [everything(shared, n, enough) for n in range(CLIENTS // 2)]) for server in servers
     ]
+    for half in halves:
+        half.start()
     time.sleep(SECONDS)  # what is tested is this time
     enough.set()
     for half in halves:
