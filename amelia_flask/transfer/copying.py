@@ -44,8 +44,8 @@ _TELLING = (EVENTS, TOKEN_USAGE, WORKFLOWS)
 _NEVER_EMPTY = ("event_position", "health_check")
 
 _position = Prepared(lambda: EventPosition.select(EventPosition.value))
-_workflow = Prepared(
-    lambda: Workflow.select(Workflow.id).where(
+_created_at = Prepared(
+    lambda: Workflow.select(Workflow.created_at).where(
         (Workflow.id == param("id")) & Workflow.id.not_in(PrunedWorkflow.select(PrunedWorkflow.id))
     )
 )
@@ -97,6 +97,7 @@ def copy(source: Engine, target: Engine, step: Step, must_be_new: bool = False, 
     empty, an unfinished copy of this record, or unless it `must_be_new` a finished one that nobody has written to.
     Raises CopyRefused for any other, and then nothing is changed; SchemaError, and DatabaseUnavailable.
     """
+    schema.refuse_earlier(source)
     now = clock.now()
     with _alone(source, target):
         with _looking_at(source) as db:
@@ -206,23 +207,26 @@ def _newest(db: Any) -> int:
 def _has_gone_on(source: Any, target: Any) -> bool:
     """Whether the target, a copy of this record once, has been written to since by others than a copy.
 
-    No position is given twice, so an event of a copy has that of the source, where that has not taken it; nor does a
-    version fall, and usage goes with its workflow alone.
+    No position is given twice, so an event of a copy is the source's, where that has not taken it; a version never
+    falls, and usage goes with its workflow alone.
     """
     if _newest(target) > _newest(source):
         return True
     sides = [(table, differences(table, table.rows(source), table.rows(target))) for table in _TELLING]
-    return any(_is_newer(source, table, wanted, found) for table, pairs in sides for wanted, found in pairs)
+    for table, pairs in sides:
+        for wanted, found in pairs:
+            if found and _is_newer(table, wanted, found, source, target):
+                return True
+    return False
 
 
-def _is_newer(source: Any, table: WholeTable, wanted: Row | None, found: Row | None) -> bool:
-    if found is None:
-        return False
+def _is_newer(table: WholeTable, wanted: Row | None, found: Row, source: Any, target: Any) -> bool:
     there = table.named(found)
     if table is EVENTS:
         return wanted is not None
     if table is TOKEN_USAGE:
-        return wanted is None and bool(_workflow.run(source, id=there["workflow_id"]))
+        born = [_created_at.run(db, id=there["workflow_id"]) for db in (source, target)]
+        return wanted is None and bool(born[0]) and born[0] == born[1]
     here = table.named(wanted) if wanted else there
     return bool(here["created_at"] == there["created_at"] and here["version"] < there["version"])
 
