@@ -9,7 +9,7 @@ is known to be whole, and no version of the service opens a database that is mar
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
@@ -29,6 +29,7 @@ from amelia_flask.transfer.tables import (
     Changes,
     CopyRefused,
     Pair,
+    Rows,
     WholeTable,
     differences,
     first_line,
@@ -212,12 +213,12 @@ def _has_gone_on(source: Any, target: Any) -> bool:
     """
     if _newest(target) > _newest(source):
         return True
-    sides = [(table, differences(table, table.rows(source), table.rows(target))) for table in _TELLING]
-    for table, pairs in sides:
-        for wanted, found in pairs:
-            if found and _is_newer(table, wanted, found, source, target):
-                return True
-    return False
+    return any(_differs_by_newer(table, source, target) for table in _TELLING)
+
+
+def _differs_by_newer(table: WholeTable, source: Any, target: Any) -> bool:
+    with closing(differences(table, table.rows(source), table.rows(target))) as pairs:
+        return any(found and _is_newer(table, wanted, found, source, target) for wanted, found in pairs)
 
 
 def _is_newer(table: WholeTable, wanted: Row | None, found: Row, source: Any, target: Any) -> bool:
@@ -251,44 +252,50 @@ class _Copying:
         So what is stored afterwards meets nothing that is unlike it.
         """
         changes = self._changes(WORKFLOWS)
-        for wanted, found in self._differences(WORKFLOWS, WORKFLOWS.rows(self._source)):
-            if found and (wanted is None or _birth(wanted) != _birth(found)):
-                changes.add(None, found)
+        with closing(self._differences(WORKFLOWS, WORKFLOWS.rows(self._source))) as pairs:
+            for wanted, found in pairs:
+                if found and (wanted is None or _birth(wanted) != _birth(found)):
+                    changes.add(None, found)
         changes.carry_out()
         with writing_to(self._target), self._writer.atomic():
             _release_worktrees.run(self._writer)
 
     def _bring_over(self, table: WholeTable) -> None:
         changes = self._changes(table)
-        for wanted, found in self._differences(table, _counted(table.rows(self._source), self._step)):
-            changes.add(wanted, found)
+        with closing(self._differences(table, _counted(table.rows(self._source), self._step))) as pairs:
+            for wanted, found in pairs:
+                changes.add(wanted, found)
         changes.carry_out()
 
     def _changes(self, table: WholeTable) -> Changes:
         return Changes(self._target, self._writer, table)
 
-    def _differences(self, table: WholeTable, wanted: Iterator[Row]) -> Iterator[Pair]:
+    def _differences(self, table: WholeTable, wanted: Rows) -> Generator[Pair, None, None]:
         return differences(table, wanted, _as_found(self._target, table))
 
 
-def _as_found(target: Engine, table: WholeTable) -> Iterator[Row]:
+def _as_found(target: Engine, table: WholeTable) -> Rows:
     """The rows of a table; the read ends with the last of them, so that the log can shrink."""
-    with _looking_at(target) as db:
-        yield from table.rows(db)
+    with _looking_at(target) as db, closing(table.rows(db)) as rows:
+        yield from rows
 
 
 def _birth(workflow: Row) -> Any:
     return WORKFLOWS.named(workflow)["created_at"]
 
 
-def _counted(rows: Iterator[Row], step: Step) -> Iterator[Row]:
-    for row in rows:
-        step(1)
-        yield row
+def _counted(rows: Rows, step: Step) -> Rows:
+    with closing(rows):
+        for row in rows:
+            step(1)
+            yield row
 
 
 def _contents(db: Any, step: Step, now: datetime) -> Contents:
-    tables = {table.name: _content(_counted(table.rows(db), step)) for table in WHOLE_TABLES}
+    tables = {}
+    for table in WHOLE_TABLES:
+        with closing(_counted(table.rows(db), step)) as rows:
+            tables[table.name] = _content(rows)
     history = schema.history(db)
     history.pop(schema.UNFINISHED_COPY, None)
     tables["schema_version"] = _content(iter(history.items()))

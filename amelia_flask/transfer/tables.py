@@ -1,7 +1,7 @@
 """Whole tables as rows in the order of a key, the same on every engine; and one brought to what another is."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import peewee
@@ -14,6 +14,7 @@ from amelia_flask.models import TABLES, Event
 MOST_ROWS = 1000
 MOST_BYTES = 4 * 1024 * 1024
 
+Rows = Generator[Row, None, None]
 Pair = tuple[Row | None, Row | None]
 
 
@@ -53,8 +54,8 @@ class WholeTable:
         self._update = Prepared(lambda: model.update(values).where(*is_this))
         self._delete = Prepared(lambda: model.delete().where(*is_this))
 
-    def rows(self, db: Any) -> Iterator[Row]:
-        """All of them, in the order of the key: never are all in memory."""
+    def rows(self, db: Any) -> Rows:
+        """All of them, in the order of the key: never are all in memory. To be closed before the connection is."""
         return db.rows_of(self._all)  # type: ignore[no-any-return]  # a database has no types
 
     def count(self, db: Any) -> int:
@@ -78,9 +79,16 @@ class WholeTable:
         self._delete.run(db, **dict(zip(self._names, row[: self.keys], strict=False)))
 
 
-def differences(table: WholeTable, wanted: Iterator[Row], found: Iterator[Row]) -> Iterator[Pair]:
-    """Where the rows of two tables differ: each that is wanted and the one with its key that was found, or None."""
-    keys = table.keys
+def differences(table: WholeTable, wanted: Rows, found: Rows) -> Generator[Pair, None, None]:
+    """Where the rows of two tables differ: each that is wanted and the one with its key that was found, or None.
+
+    Both are closed when it ends.
+    """
+    with closing(wanted), closing(found):
+        yield from _differences(table.keys, wanted, found)
+
+
+def _differences(keys: int, wanted: Rows, found: Rows) -> Iterator[Pair]:
     there = next(found, None)
     for row in wanted:
         while there is not None and there[:keys] < row[:keys]:
