@@ -10,7 +10,7 @@ import operator
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -35,6 +35,7 @@ PAGE = 500
 
 FIRST_SECONDS = 5.0
 EVERY_SECONDS = 3600.0
+AGAIN_SECONDS = 30.0  # where another process prunes, which may be killed before it is done
 STOP_SECONDS = 2.0
 # A health check deletes its own row; what is older was left behind by one that was killed.
 OLD_CHECK = timedelta(hours=1)
@@ -217,7 +218,8 @@ def oldest_kept(db: Any, workflow: str) -> str | None:
 class Retention:
     """Prunes by itself, on a thread: soon after the start of a process and then every hour.
 
-    Of several processes one prunes at a time. A failure is logged, and the next hour tries again.
+    Of several processes, on however many hosts, one prunes at a time; the others look after it when that one has
+    ended, in whichever way. A failure is logged, and the next hour tries again.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -241,14 +243,17 @@ class Retention:
     def _work(self) -> None:
         seconds = FIRST_SECONDS
         while not self._stopped.wait(seconds):
-            self._prune()
-            seconds = EVERY_SECONDS
+            seconds = EVERY_SECONDS if self._prune() else AGAIN_SECONDS
 
-    def _prune(self) -> None:
-        lock = self._ledger.engine.lock(RETENTION)
-        with closing(lock), suppress(DatabaseUnavailable):
-            lock.keep()
+    def _prune(self) -> bool:
+        """Whether this process had its turn."""
+        with closing(self._ledger.engine.lock(RETENTION)) as lock:
+            try:
+                lock.keep()
+            except DatabaseUnavailable:
+                return False
             self._prune_alone()
+        return True
 
     def _prune_alone(self) -> None:
         try:
