@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from amelia_flask.database import engine_version
+from amelia_flask.sqlite import engine_version
 from bench.figures import Row, table
 from bench.scale import FULL, LONG, QUICK, Scale
 
-NAMES = ("startup", "ingest", "reads", "size", "slow_disk", "imports", "crowd", "memory")
+NAMES = ("startup", "ingest", "reads", "size", "slow_disk", "imports", "crowd", "memory", "postgres")
 RESULTS = Path(__file__).parent / "results.json"
 
 

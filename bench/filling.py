@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from peewee import sqlite3 as engine  # the engine that the service itself uses
 
 from amelia_flask import clock, schema
+from amelia_flask.sqlite import SqliteEngine
 
 AT_A_TIME = 10
 DAYS = 29  # over which the record is spread; the last event is of now
@@ -160,7 +161,7 @@ def _first(number: int, each: int) -> int:
 @contextmanager
 def _bulk(path: Path) -> Iterator[Any]:
     """A connection that saves nothing for the case of a crash; in the end everything is on the disk."""
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     connection = engine.connect(path, isolation_level=None)
     try:
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "cache_size = -262144"):

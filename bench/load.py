@@ -98,7 +98,7 @@ def _length(head: bytes) -> int:
 
 
 def drive(
-    port: int,
+    port: int | Sequence[int],
     scripts: Sequence[Script],
     seconds: float,
     *,
@@ -108,11 +108,13 @@ def drive(
 ) -> Result:
     """Play each script over a connection of its own until the time is over or `most` requests have been sent.
 
+    Of several ports each is given as many connections.
     Answers that come after the time are waited for, but not counted in the rate.
     Connections may share a script. `tick` is called about once a second. Raises LoadError for an answer other than
     2xx, for a connection that is closed, and where no answer comes.
     """
-    opened = [_Connection(port, script) for script in scripts]
+    ports = [port] if isinstance(port, int) else port
+    opened = [_Connection(ports[n % len(ports)], script) for n, script in enumerate(scripts)]
     try:
         with selectors.DefaultSelector() as selector:
             for connection in opened:

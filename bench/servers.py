@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from bench.load import LoadError, Result
+from tests.databases import Database
 from tests.serving import STOP_SECONDS, Server, until
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +24,7 @@ RESTING_SECONDS = 0.2
 class Process(Server):
     """A server that a Python module starts, with the settings of the service in its environment."""
 
-    def __init__(self, module: Sequence[str], database: Path, **settings: object) -> None:
+    def __init__(self, module: Sequence[str], database: Path | Database, **settings: object) -> None:
         super().__init__(database, None, **(PROCESSES | settings))
         self._command = [sys.executable, "-m", *module]
 
@@ -73,7 +74,7 @@ class Process(Server):
         return [master, *master.children()]
 
 
-def amelia(database: Path, **settings: object) -> Process:
+def amelia(database: Path | Database, **settings: object) -> Process:
     """The service."""
     return Process(["amelia_flask", "serve"], database, **settings)
 
