@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from amelia_flask import create_app, errors, schema
 from amelia_flask.errors import AmeliaError
 from amelia_flask.settings import from_environment
+from amelia_flask.sqlite import SqliteEngine
 
 # What a schema cannot say (a taken worktree, a period in order) is refused though its shape is right.
 BEYOND_SCHEMAS = [positive_data_acceptance]
@@ -26,7 +27,7 @@ BEYOND_SCHEMAS = [positive_data_acceptance]
 def described(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     """An application that all generated requests go to."""
     path = tmp_path_factory.mktemp("openapi") / "amelia.db"
-    schema.set_up(path)
+    schema.set_up(SqliteEngine(path))
     app = create_app(from_environment({"AMELIA_DATABASE_PATH": str(path)}))
     yield app
     app.extensions["ledger"].close()

@@ -21,6 +21,7 @@ from flask.testing import FlaskClient
 
 from amelia_flask import create_app, schema
 from amelia_flask.settings import from_environment
+from amelia_flask.sqlite import SqliteEngine
 from tests.answers import EVENT, exchange
 from tests.serving import Reply, Server, free_port, serving, until
 
@@ -39,7 +40,7 @@ FORWARDED = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with a database."""
-    schema.set_up(tmp_path / "amelia.db")
+    schema.set_up(SqliteEngine(tmp_path / "amelia.db"))
     return tmp_path
 
 
