@@ -171,7 +171,8 @@ def _row(db: Any, workflow_id: str) -> Row:
 
 def _summary(row: Row, now: datetime) -> Summary:
     duration = _duration(row[_STARTED], row[_COMPLETED], now)
-    return Summary(*row[:_COST], to_dollars(row[_COST]), row[_TOKENS], duration, row[_UNPRICED])
+    sums = to_dollars(row[_COST]), row[_TOKENS], duration, row[_UNPRICED]
+    return Summary(*row[:_COST], *sums)  # type: ignore[call-arg]  # a checker cannot count columns
 
 
 def _duration(started_at: str | None, completed_at: str | None, now: datetime) -> int | None:
