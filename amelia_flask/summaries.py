@@ -75,7 +75,7 @@ _stage = (
     OpenStage.select(OpenStage.stage)
     .where(OpenStage.workflow == Workflow.id)
     .order_by(OpenStage.sequence.desc())
-    .limit(1)
+    .limit(peewee.SQL("1"))
 )
 _SUMMARY = (
     Workflow.id,
@@ -220,7 +220,7 @@ def _page_query(filters: tuple[str, ...], continued: bool) -> Prepared:
     if continued:
         here = peewee.EnclosedNodeList([Workflow.created_at, Workflow.id])
         clauses.append(here < peewee.EnclosedNodeList([param("created_at"), param("id")]))
-    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(param("limit"))
+    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(events.at_most("limit"))
     return Prepared(lambda: query.where(*clauses) if clauses else query)
 
 
