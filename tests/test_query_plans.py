@@ -349,42 +349,6 @@ def test_totals_are_those_of_a_count(small_and_large: tuple[Api, Api], wanted: d
     assert counted != [(0,)] or wanted == {"status": "pending"}
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "/api/health/ready",
-        "/api/workflows",
-        "/api/workflows?limit=5&status=completed&host=host-3",
-        "/api/workflows/active",
-        f"/api/workflows/{HOLDER}",
-        f"/api/workflows/{HOLDER}/events?after=10",
-        f"/api/workflows/{HOLDER}/token-usage?after=10",
-        "/api/events?order=desc",
-        "/api/usage",
-    ],
-)
-def test_a_query_is_planned_once_on_a_connection(small_and_large: tuple[Api, Api], address: str) -> None:
-    api, planned = small_and_large[0], []
-    client = api.app.test_client()
-
-    def note(*step: Any) -> int:
-        planned.append(step)
-        return int(engine.SQLITE_OK)
-
-    def watch(callback: Callable[..., int] | None) -> None:
-        api.ledger.read(lambda db: db.connection().set_authorizer(callback))  # which lets go of every plan, too
-
-    watch(note)
-    try:
-        assert client.get(address).status_code == 200
-        assert planned
-        planned.clear()
-        assert client.get(address).status_code == 200
-    finally:
-        watch(None)
-    assert not planned
-
-
 def test_totals_follow_every_move_and_deletion(tmp_path: Path) -> None:
     with filled(tmp_path / "amelia.db", 60) as api:
 
