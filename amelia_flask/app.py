@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask
+from flask import Flask, Request
 from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import MapAdapter
 
 from amelia_flask import (
     events,
@@ -43,12 +44,18 @@ RESOURCES = (
 )
 
 
-class _SynchronousFlask(Flask):
-    """Flask without its question, at every call of a view or a hook, whether that is a coroutine: none is."""
+class _PlainFlask(Flask):
+    """Flask without what every request would pay for and none needs."""
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        """Called by Flask."""
+        """Called by Flask, at every call of a view or a hook, to ask whether that is a coroutine: none is."""
         return func
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Called by Flask to find a request's rule. No rule depends on the host, which is the gate's business."""
+        if request is None:
+            return super().create_url_adapter(None)
+        return MapAdapter(self.url_map, "", request.root_path, "", request.scheme, request.path, request.method)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -58,7 +65,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     (`schema.set_up`). Raises SettingsError.
     """
     settings = settings or from_environment()
-    app = _SynchronousFlask("amelia_flask", static_folder=None)
+    app = _PlainFlask("amelia_flask", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.url_map.converters["uuid"] = WorkflowId
     app.url_map.merge_slashes = False  # a redirect would lose the body of a POST

@@ -189,12 +189,22 @@ _take_positions = Prepared(
 )
 _insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
 _this_workflow = Workflow.id == param("workflow")
+
+
+def at_most(name: str) -> Any:
+    """The LIMIT of a prepared query, to be given by `name` at each run.
+
+    It is an expression, because SQLite plans a query anew each time that a bare parameter of a LIMIT is given.
+    """
+    return param(name) + SQL("0")
+
+
 _oldest = (
     Event.select(Event.sequence)
     .where(Event.workflow == param("workflow"))
     .where(Event.sequence <= Workflow.select(Workflow.last_sequence - param("count")).where(_this_workflow))
     .order_by(Event.sequence)
-    .limit(param("count"))
+    .limit(at_most("count"))
 )
 _remove = Prepared(
     lambda: (

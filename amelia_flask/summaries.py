@@ -75,7 +75,7 @@ _stage = (
     OpenStage.select(OpenStage.stage)
     .where(OpenStage.workflow == Workflow.id)
     .order_by(OpenStage.sequence.desc())
-    .limit(1)
+    .limit(peewee.SQL("1"))
 )
 _SUMMARY = (
     Workflow.id,
@@ -93,10 +93,9 @@ _SUMMARY = (
     Workflow.last_sequence,
     Workflow.cost_nano,
     Workflow.total_tokens,
-    Workflow.started_at,
-    Workflow.completed_at,
     Workflow.unpriced_tokens,
 )
+_STARTED, _COMPLETED, _COST, _TOKENS, _UNPRICED = 8, 9, 13, 14, 15  # where these are in a row
 
 _this = Workflow.id == param("id")
 
@@ -138,8 +137,8 @@ def etag(version: int) -> str:
 
 def page(db: Any, wanted: Filter, limit: int, cursor: str | None = None) -> WorkflowPage:
     """Workflows by (created_at, id), newest first. Raises InvalidCursor."""
-    filters = tuple(name for name, value in wanted._asdict().items() if value is not None)
     values = wanted._asdict()
+    filters = tuple(name for name, value in values.items() if value is not None)
     if cursor is not None:
         values["created_at"], values["id"] = _from_cursor(cursor)
     rows = _page_query(filters, cursor is not None).run(db, limit=limit + 1, **values)
@@ -171,9 +170,9 @@ def _row(db: Any, workflow_id: str) -> Row:
 
 
 def _summary(row: Row, now: datetime) -> Summary:
-    *head, cost_nano, total_tokens, started_at, completed_at, unpriced_tokens = row
-    sums = to_dollars(cost_nano), total_tokens, _duration(started_at, completed_at, now), unpriced_tokens
-    return Summary(*head, *sums)  # type: ignore[call-arg]  # a checker cannot count columns
+    duration = _duration(row[_STARTED], row[_COMPLETED], now)
+    sums = to_dollars(row[_COST]), row[_TOKENS], duration, row[_UNPRICED]
+    return Summary(*row[:_COST], *sums)  # type: ignore[call-arg]  # a checker cannot count columns
 
 
 def _duration(started_at: str | None, completed_at: str | None, now: datetime) -> int | None:
@@ -221,7 +220,7 @@ def _page_query(filters: tuple[str, ...], continued: bool) -> Prepared:
     if continued:
         here = peewee.EnclosedNodeList([Workflow.created_at, Workflow.id])
         clauses.append(here < peewee.EnclosedNodeList([param("created_at"), param("id")]))
-    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(param("limit"))
+    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(events.at_most("limit"))
     return Prepared(lambda: query.where(*clauses) if clauses else query)
 
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 from peewee import SQL
 
 from amelia_flask.database import Prepared, Row, param
-from amelia_flask.events import COLUMNS, Level, StoredEvent, from_row, refuse_unknown
+from amelia_flask.events import COLUMNS, Level, StoredEvent, at_most, from_row, refuse_unknown
 from amelia_flask.models import LEVELS, Event
 
 # A page ends before the event with which its messages and data would pass this, but for its first event.
@@ -104,4 +104,4 @@ def _page_query(
     if level is not None:
         clauses.append(_at_least(level))
     order = number.desc() if newest_first else number.asc()
-    return Prepared(lambda: Event.select(*COLUMNS).where(*clauses).order_by(order).limit(param("limit")))
+    return Prepared(lambda: Event.select(*COLUMNS).where(*clauses).order_by(order).limit(at_most("limit")))

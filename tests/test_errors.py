@@ -25,12 +25,14 @@ BODIES = {"events": EVENT, "token-usage": USAGE, "reject": {"feedback": "no"}, "
 POLICY = "default-src 'none'; frame-ancestors 'none'"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+PAGE_HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-store",
 }
 
 
@@ -161,8 +163,6 @@ def test_every_kind_of_failure_has_a_status_a_code_and_a_sentence(kind: type[Ame
         ("/api/health/live", {}, 200),
         ("/api/workflows", {}, 200),
         ("/api/openapi.json", {}, 200),
-        ("/api/docs", {}, 200),
-        ("/api/docs/docs.js", {}, 200),
         ("/no/such/path", {}, 404),
         ("/api/workflows?limit=x", {}, 422),
         ("/api/workflows?cursor=x", {}, 400),
@@ -177,10 +177,21 @@ def test_every_answer_has_the_headers_that_keep_browsers_careful(
 ) -> None:
     response = client.open(path, method=method, headers=headers)
     assert response.status_code == status
-    own = {"Content-Security-Policy"} if path == "/api/docs" and status == 200 else set()
-    own |= {"Cache-Control"} if path == "/api/docs/docs.js" else set()
-    for name in HEADERS.keys() - own:
-        assert response.headers[name] == HEADERS[name], name
+    assert response.content_type == "application/json"
+    assert HEADERS.items() <= dict(response.headers).items()
+    assert not PAGE_HEADERS.keys() & dict(response.headers).keys()
+    assert response.headers["X-Request-ID"]
+    response.close()
+
+
+@pytest.mark.parametrize("path", ["/api/docs", "/api/docs/docs.js", "/api/docs/swagger-ui.css", "/metrics"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_is_not_json_has_those_for_pages_too(client: FlaskClient, method: str, path: str) -> None:
+    response = client.open(path, method=method)
+    assert response.status_code == 200
+    own = {"/api/docs": {"Content-Security-Policy"}, "/metrics": set()}.get(path, {"Cache-Control"})
+    for name, value in (HEADERS | PAGE_HEADERS).items():
+        assert name in own or response.headers[name] == value, name
     policy = response.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy

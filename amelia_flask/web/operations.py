@@ -112,7 +112,7 @@ def respond(given: Any) -> Response:
         return given
     answer = given if isinstance(given, Answer) else Answer(given)
     body = b"" if answer.value is None else _encode(answer.value)
-    response = Response(body, answer.status, mimetype=JSON)
+    response = Response(body, answer.status, content_type=JSON)
     if answer.value is None:
         del response.headers["Content-Type"]
     response.headers.update(answer.headers)
