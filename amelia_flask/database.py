@@ -239,6 +239,14 @@ def param(name: str) -> Any:
     return peewee.Value(_Name(name), converter=False)
 
 
+def at_most(name: str) -> Any:
+    """The LIMIT of a prepared query, to be given by `name` at each run.
+
+    It is an expression, because SQLite plans a query anew each time that a bare parameter of a LIMIT is given.
+    """
+    return param(name) + peewee.SQL("0")
+
+
 class Prepared:
     """A query made from the models and compiled once; what is left to do at each run is the database's work.
 

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from peewee import SQL
 
 from amelia_flask import clock, stages
-from amelia_flask.database import Prepared, Row, param
+from amelia_flask.database import Prepared, Row, at_most, param
 from amelia_flask.errors import AmeliaError, IdReused, NotFound
 from amelia_flask.fields import (
     Id,
@@ -189,16 +189,6 @@ _take_positions = Prepared(
 )
 _insert = Prepared(lambda: Event.insert_many([tuple(param(column.name) for column in COLUMNS)], fields=list(COLUMNS)))
 _this_workflow = Workflow.id == param("workflow")
-
-
-def at_most(name: str) -> Any:
-    """The LIMIT of a prepared query, to be given by `name` at each run.
-
-    It is an expression, because SQLite plans a query anew each time that a bare parameter of a LIMIT is given.
-    """
-    return param(name) + SQL("0")
-
-
 _oldest = (
     Event.select(Event.sequence)
     .where(Event.workflow == param("workflow"))

@@ -11,7 +11,7 @@ import peewee
 from msgspec import Struct
 
 from amelia_flask import clock, events, timeline, usage
-from amelia_flask.database import Prepared, Row, param
+from amelia_flask.database import Prepared, Row, at_most, param
 from amelia_flask.errors import InvalidCursor, NotFound
 from amelia_flask.fields import JsonObject, Timestamp, object_from_text
 from amelia_flask.models import ACTIVE, FinishedWorkflows, OpenStage, Workflow
@@ -220,7 +220,7 @@ def _page_query(filters: tuple[str, ...], continued: bool) -> Prepared:
     if continued:
         here = peewee.EnclosedNodeList([Workflow.created_at, Workflow.id])
         clauses.append(here < peewee.EnclosedNodeList([param("created_at"), param("id")]))
-    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(events.at_most("limit"))
+    query = Workflow.select(*_SUMMARY).order_by(*_NEWEST_FIRST).limit(at_most("limit"))
     return Prepared(lambda: query.where(*clauses) if clauses else query)
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from msgspec import Struct
 from peewee import SQL
 
-from amelia_flask.database import Prepared, Row, param
-from amelia_flask.events import COLUMNS, Level, StoredEvent, at_most, from_row, refuse_unknown
+from amelia_flask.database import Prepared, Row, at_most, param
+from amelia_flask.events import COLUMNS, Level, StoredEvent, from_row, refuse_unknown
 from amelia_flask.models import LEVELS, Event
 
 # A page ends before the event with which its messages and data would pass this, but for its first event.

@@ -8,9 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from amelia_flask import clock, rollups
-from amelia_flask.database import Prepared, Row, param
+from amelia_flask.database import Prepared, Row, at_most, param
 from amelia_flask.errors import IdReused, InvalidCursor, NotFound
-from amelia_flask.events import at_most
 from amelia_flask.fields import Id, Moment, Timestamp, check_moment
 from amelia_flask.models import TokenUsage, Workflow
 from amelia_flask.pricing import Counts, price, to_dollars, to_nano
