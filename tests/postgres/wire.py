@@ -154,10 +154,15 @@ class _Outcomes(_Messages):
             self._note(content)
 
 
-@contextlib.contextmanager
-def detour(port: int) -> Iterator[Detour]:
+def detour(port: int) -> contextlib.AbstractContextManager[Detour]:
     """A way to the server at `port`."""
-    with Detour(port) as way:
+    return serving_detour(Detour(port))
+
+
+@contextlib.contextmanager
+def serving_detour(way: Detour) -> Iterator[Detour]:
+    """A way that can be gone."""
+    with way:
         thread = threading.Thread(target=way.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         yield way
