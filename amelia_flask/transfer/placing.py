@@ -64,6 +64,11 @@ class Open(NamedTuple):
     standing: _Standing
 
 
+def _at_once(model: Any, columns: tuple[Any, ...]) -> str:
+    names = ", ".join(column.column_name for column in columns)
+    return f"SELECT {names} FROM {model._meta.table_name} WHERE id = ANY(%s::text[])"  # noqa: S608 - names of the models
+
+
 _id = Workflow.id == param("id")
 _stored = Prepared(lambda: Workflow.select(*WORKFLOW_COLUMNS).where(_id))
 _insert = Prepared(
@@ -97,7 +102,7 @@ _finish = Prepared(
 _stage = Prepared(
     lambda: OpenStage.insert(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
 )
-_event = Prepared(lambda: Event.select(*EVENT_COLUMNS).where(Event.id == param("id")))
+_event = Prepared(lambda: Event.select(*EVENT_COLUMNS).where(Event.id == param("id")), _at_once(Event, EVENT_COLUMNS))
 _insert_event = Prepared(
     lambda: Event.insert_many([[param(column.name) for column in EVENT_COLUMNS]], fields=list(EVENT_COLUMNS))
 )
@@ -109,7 +114,9 @@ _take_positions = Prepared(
     )
 )
 _DERIVED = (TokenUsage.day, TokenUsage.cost_usd)
-_record = Prepared(lambda: TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.id == param("id")))
+_record = Prepared(
+    lambda: TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.id == param("id")), _at_once(TokenUsage, USAGE_COLUMNS)
+)
 _insert_record = Prepared(
     lambda: TokenUsage.insert_many(
         [[param(column.name) for column in (*USAGE_COLUMNS, *_DERIVED)]], fields=[*USAGE_COLUMNS, *_DERIVED]
@@ -140,6 +147,7 @@ def place(tx: Any, batch: Batch, standing: Mapping[str, Open]) -> Done:
     """Take in some lines; `standing` are the workflows that those before them left open. Raises Malformed."""
     part = _Part(tx, standing)
     try:
+        part.look_up([line for _, line in batch])
         for number, line in batch:
             part.take(number, line)
         part.store()
@@ -168,6 +176,13 @@ class _Part:
         self._end: int | None = None
         self._events: list[EventLine] = []
         self._records: dict[str, list[UsageLine]] = {}
+        self._known: dict[tuple[type, str], Row] = {}  # events and records that are stored, by id
+
+    def look_up(self, lines: list[Line]) -> None:
+        """Find what is there already, in one go."""
+        for query, kind in ((_event, EventLine), (_record, UsageLine)):
+            ids = [(line.id,) for line in lines if isinstance(line, kind)]
+            self._known |= {(kind, row[0]): row for row in query.run_all(self._tx, ids)}
 
     def take(self, number: int, line: Line) -> None:
         match line:
@@ -250,8 +265,8 @@ class _Part:
     def _take_record(self, number: int, line: UsageLine) -> None:
         standing = self._standing_of(number, line.workflow_id)
         if standing != "gone":
-            found = _record.run(self._tx, id=line.id)
-            if found and found[0] != _of_record(line):
+            found = self._known.get((UsageLine, line.id))
+            if found and found != _of_record(line):
                 raise _Refused(f"its usage record {line.id} exists with other content")
             if not found and standing == "known":
                 raise _Refused("it exists with other usage records")
@@ -263,8 +278,8 @@ class _Part:
     def _take_event(self, number: int, line: EventLine) -> None:
         standing = self._standing_of(number, line.workflow_id)
         if standing != "gone":
-            found = _event.run(self._tx, id=line.id)
-            if found and _without_position(found[0]) != _without_position(_of_event(line)):
+            found = self._known.get((EventLine, line.id))
+            if found and _without_position(found) != _without_position(_of_event(line)):
                 raise _Refused(f"its event {line.id} exists with other content")
             if not found and standing == "new":
                 self._gather(number, line)  # of one that is known, retention has taken it

@@ -16,7 +16,7 @@ Key = tuple[str, ...]  # day; day and model; day, agent and model
 Numbers = tuple[int, ...]
 
 _is_there = Prepared(lambda: Workflow.select(Workflow.id).where(Workflow.id == param("id")))
-_note = Prepared(lambda: PrunedWorkflow.insert(id=param("id")))
+_note = Prepared(lambda: PrunedWorkflow.insert_many([(param("id"),)], fields=[PrunedWorkflow.id]))
 
 
 class Kept:
