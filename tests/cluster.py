@@ -58,6 +58,20 @@ class _Truth(Loader):
         return int(bytes(data) == b"t")
 
 
+# By the URL of the database. To connect takes longer than most queries.
+_open: dict[str, psycopg.Connection[Any]] = {}
+
+
+def _connect(url: str) -> psycopg.Connection[Any]:
+    connection = psycopg.connect(url, autocommit=True)
+    connection.execute(SESSION)
+    connection.adapters.register_loader("timestamptz", _Moment)
+    connection.adapters.register_loader("timestamp", TextLoader)
+    connection.adapters.register_loader("numeric", _Number)
+    connection.adapters.register_loader("bool", _Truth)
+    return connection
+
+
 class Postgres(Database):
     """A database on a server."""
 
@@ -75,14 +89,14 @@ class Postgres(Database):
 
     @contextmanager
     def connected(self) -> Iterator[Any]:
-        """Lend a new connection of the driver, in autocommit; foreign keys are not looked at."""
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(SESSION)
-            connection.adapters.register_loader("timestamptz", _Moment)
-            connection.adapters.register_loader("timestamp", TextLoader)
-            connection.adapters.register_loader("numeric", _Number)
-            connection.adapters.register_loader("bool", _Truth)
+        """Lend the tests' own connection, in autocommit; foreign keys are not looked at."""
+        connection = _open.get(self.url)
+        if connection is None or connection.closed:
+            connection = _open[self.url] = _connect(self.url)
+        try:
             yield connection
+        finally:
+            connection.rollback()
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -91,13 +105,20 @@ class Postgres(Database):
             connection.execute(f"LOCK TABLE {', '.join(self.columns())} IN EXCLUSIVE MODE")
             yield
 
+    def let_go(self) -> None:
+        """Have no connection to it any more."""
+        if self.url in _open:
+            _open.pop(self.url).close()
+
     def columns(self) -> dict[str, list[str]]:
         """The names of the columns of each table, in their order."""
         found: dict[str, list[str]] = {}
-        for table, name in self.rows(
-            "SELECT table_name, column_name FROM information_schema.columns "
-            "WHERE table_schema = current_schema() ORDER BY table_name, ordinal_position"
-        ):
+        sql = """
+            SELECT relname, attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+            WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' AND attnum > 0 AND NOT attisdropped
+            ORDER BY relname, attnum
+        """
+        for table, name in self.rows(sql):
             found.setdefault(table, []).append(name)
         return found
 
@@ -131,10 +152,15 @@ class Cluster(Databases):
     def lend(self, folder: Path, is_empty: bool = False, like: Database | None = None) -> Iterator[Postgres]:
         """A new database. Fails where somebody is still connected to it at the end."""
         folder.mkdir(exist_ok=True)
-        template = like.name if isinstance(like, Postgres) else self._template
+        template = self._template
+        if isinstance(like, Postgres):
+            like.let_go()
+            template = like.name
         name = self._create("template0" if is_empty else template)
+        database = self._at(name, folder)
         try:
-            yield self._at(name, folder)
+            yield database
+            database.let_go()
             self._drop(name)
         finally:
             self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -36,7 +36,7 @@ class Database(ABC):
 
     @abstractmethod
     def connected(self) -> AbstractContextManager[Any]:
-        """Lend a new connection of the driver, in autocommit; foreign keys are not looked at."""
+        """Lend a connection of the driver, in autocommit; foreign keys are not looked at."""
 
     @abstractmethod
     def blocked(self) -> AbstractContextManager[None]:

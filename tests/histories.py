@@ -2,9 +2,11 @@
 
 import contextlib
 import random
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amelia_flask import audit, clock, events, moves, retention, usage, workflows
@@ -12,8 +14,10 @@ from amelia_flask.errors import AmeliaError
 from amelia_flask.ledger import Ledger
 from amelia_flask.models import Event, PrunedWorkflow, TokenUsage
 from tests import ledgers
-from tests.databases import Database
+from tests.databases import Database, Databases, Files
 from tests.ledgers import new_event
+
+T = TypeVar("T")
 
 START = datetime(2026, 1, 1, 23, 59, tzinfo=UTC)
 DATA: tuple[dict[str, Any] | None, ...] = (None, {"stage": "plan"}, {"stage": "é\n\"'\\"}, {"deep": [[{"a": 1.50}]]})
@@ -22,6 +26,16 @@ COUNTS = (0, 7, 10**12)
 
 # Each step is drawn as a number and made of it, so that a failing history shrinks to few and small numbers.
 histories = st.lists(st.integers(0, 2**24), min_size=12, max_size=40)
+
+
+def hold(databases: Databases, examples: st.SearchStrategy[T], most: int, check: Callable[[T], None]) -> None:
+    """Have `check` hold of so many examples; of a third on a server, where each of many statements takes longer."""
+    many = settings(
+        max_examples=most if isinstance(databases, Files) else most // 3,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    many(given(examples)(check))()
 
 
 def make(ledger: Ledger, history: list[int]) -> None:

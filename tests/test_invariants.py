@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from amelia_flask import audit, clock, events, moves, report, retention, usage, workflows
 from amelia_flask.errors import AmeliaError, IdReused, InvalidState, NotFound, ValidationError, WorkflowConflict
 from amelia_flask.ledger import Ledger
-from tests.databases import Databases
+from tests.databases import Databases, Files
 from tests.ledgers import decode, new_event, new_usage, new_workflow
 
 ACTIVE = {"pending", "in_progress", "blocked"}
@@ -344,7 +344,7 @@ def sums_of(key: tuple[str, str, str], *numbers: int | None) -> Counter[tuple[An
 
 def test_what_must_hold_does_whatever_callers_do(databases: Databases) -> None:
     chosen = settings(
-        max_examples=40,
+        max_examples=40 if isinstance(databases, Files) else 15,  # a server takes longer for each of many looks
         stateful_step_count=25,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amelia_flask import repricing, usage
@@ -14,7 +13,7 @@ from amelia_flask.ledger import Ledger
 from amelia_flask.pricing import Price
 from tests import ledgers
 from tests.databases import Database, Databases, database_of
-from tests.histories import check
+from tests.histories import check, hold
 from tests.ledgers import create, move, new_usage, record
 from tests.test_cli import run
 
@@ -87,24 +86,22 @@ members = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.integers(0, 1), members), max_size=12))
 def test_all_is_as_if_the_price_had_been_known(
-    databases: Databases, tmp_path_factory: pytest.TempPathFactory, many: list[tuple[int, dict[str, Any]]]
+    databases: Databases, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repricing, "PAGE", 3)
-        for is_known in (True, False):
-            with (
-                databases.lend(tmp_path_factory.mktemp("reprice")) as database,
-                closing(database.ledger()) as ledger,
-            ):
-                record_all(ledger, many, is_known)
-                reprice(ledger)
-                check(database_of(ledger))
-                found.append(sums(ledger))
-    assert found[0] == found[1]
+    def sums_of(many: list[tuple[int, dict[str, Any]]], is_known: bool) -> list[list[tuple[Any, ...]]]:
+        folder = tmp_path_factory.mktemp("reprice")
+        with databases.lend(folder) as database, closing(database.ledger()) as ledger:
+            record_all(ledger, many, is_known)
+            reprice(ledger)
+            check(database)
+            return sums(ledger)
+
+    def agree(many: list[tuple[int, dict[str, Any]]]) -> None:
+        assert sums_of(many, True) == sums_of(many, False)
+
+    monkeypatch.setattr(repricing, "PAGE", 3)
+    hold(databases, st.lists(st.tuples(st.integers(0, 1), members), max_size=12), 40, agree)
 
 
 def record_all(ledger: Ledger, many: list[tuple[int, dict[str, Any]]], is_known: bool) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from amelia_flask import events, moves, report, timeline, workflows
 from amelia_flask.ledger import Ledger
@@ -19,13 +18,12 @@ from amelia_flask.transfer.lines import Malformed
 from amelia_flask.transfer.placing import Taken
 from tests import ledgers
 from tests.databases import Database, Databases, database_of
-from tests.histories import check, histories, make, prune
+from tests.histories import check, histories, hold, make, prune
 from tests.ledgers import create, move, new_event, record
 
 ledger = ledgers.ledger
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-ANYTHING = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture
@@ -95,40 +93,40 @@ def busy_record(ledger: Ledger) -> list[str]:
     return [done, waiting, create(ledger, worktree_path="/a")]
 
 
-@ANYTHING
-@given(histories)
-def test_any_record_is_the_same_after_an_export_and_an_import(databases: Databases, history: list[int]) -> None:
-    with ledgers_on(databases, 2) as (one, two):
-        make(one, history)
-        raw = exported(one)
-        assert take_in(two, raw).refused == []
-        if not database_of(one).rows("SELECT 1 FROM workflows w JOIN pruned_workflows p ON p.id = w.id"):
-            assert content(two) == content(one)  # elsewhere retention has begun what is done there
-        assert reported(two) == reported(one)
-        assert exported(two) == raw
-        before = content(two)
-        take_in(two, raw)
-        assert content(two) == before
+def test_any_record_is_the_same_after_an_export_and_an_import(databases: Databases) -> None:
+    def moves_along(history: list[int]) -> None:
+        with ledgers_on(databases, 2) as (one, two):
+            make(one, history)
+            raw = exported(one)
+            assert take_in(two, raw).refused == []
+            if not database_of(one).rows("SELECT 1 FROM workflows w JOIN pruned_workflows p ON p.id = w.id"):
+                assert content(two) == content(one)  # elsewhere retention has begun what is done there
+            assert reported(two) == reported(one)
+            assert exported(two) == raw
+            before = content(two)
+            take_in(two, raw)
+            assert content(two) == before
+
+    hold(databases, histories, 60, moves_along)
 
 
-@ANYTHING
-@given(histories)
-def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(
-    databases: Databases, history: list[int]
-) -> None:
-    with ledgers_on(databases, 2) as (one, two), pytest.MonkeyPatch.context() as patch:
-        make(one, history)
-        create(two, worktree_path="/w/1")
-        seen: list[int] = [0]
+def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(databases: Databases) -> None:
+    def holds_meanwhile(history: list[int]) -> None:
+        with ledgers_on(databases, 2) as (one, two), pytest.MonkeyPatch.context() as patch:
+            make(one, history)
+            create(two, worktree_path="/w/1")
+            seen: list[int] = [0]
 
-        def look() -> None:
-            check(database_of(two))
-            found = database_of(two).rows("SELECT position FROM events WHERE position > ?", seen[-1])
-            assert len(found) + len(seen) - 1 == database_of(two).rows("SELECT COUNT(*) FROM events")[0][0]
-            seen.extend(sorted(position for (position,) in found))
+            def look() -> None:
+                check(database_of(two))
+                found = database_of(two).rows("SELECT position FROM events WHERE position > ?", seen[-1])
+                assert len(found) + len(seen) - 1 == database_of(two).rows("SELECT COUNT(*) FROM events")[0][0]
+                seen.extend(sorted(position for (position,) in found))
 
-        patch.setattr(reading, "MOST_LINES", 2)
-        reading.take_in(two, Watched(exported(one), look), lambda _: None)
+            patch.setattr(reading, "MOST_LINES", 2)
+            reading.take_in(two, Watched(exported(one), look), lambda _: None)
+
+    hold(databases, histories, 60, holds_meanwhile)
 
 
 def test_new_positions_are_taken_in_the_order_of_the_old_ones(ledger: Ledger, other: Ledger) -> None:
