@@ -251,6 +251,7 @@ class Retention:
             try:
                 lock.keep()
             except DatabaseUnavailable:
+                log.debug("another process prunes")
                 return False
             self._prune_alone()
         return True
