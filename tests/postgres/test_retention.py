@@ -27,7 +27,7 @@ def host(folder: Path, cluster: Cluster, database: str) -> Server:
     folder.mkdir()
     url = cluster.url(database)
     server = Server(
-        folder / "none.db", None, database_url=url, workers=2, log_retention_max_events=KEPT, log_level="info"
+        folder / "none.db", None, database_url=url, workers=2, log_retention_max_events=KEPT, log_level="debug"
     )
     server.command = [sys.executable, "-c", SOON, "serve"]
     return server
@@ -65,6 +65,7 @@ def test_who_prunes_is_alone_and_another_one_goes_on_when_it_is_killed(
         before = WORKFLOWS * EVENTS
         until(lambda: count() < before - 1000)
         second.start()
+        until(lambda: second.log.read_text().count("another process prunes") >= 2)
         assert holders() == 1, "of four processes"
         left = count()
         assert left > WORKFLOWS * KEPT, "it has not been done yet"
