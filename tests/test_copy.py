@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from amelia_flask import audit, events, repricing, schema, summaries, tokens, workflows
 from amelia_flask.errors import SchemaError
 from amelia_flask.ledger import Ledger
-from amelia_flask.transfer import copying, writing
+from amelia_flask.transfer import copying, tables, writing
 from amelia_flask.transfer.tables import CopyRefused
 from tests import ledgers
 from tests.databases import Database, Databases, Files, Sqlite
@@ -149,6 +149,32 @@ def test_a_second_copy_brings_over_what_has_changed(database: Database, ledger: 
     assert content(target) == content(database)
 
 
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_what_is_in_the_place_of_something_else_is_copied(
+    database: Database, ledger: Ledger, target: Database, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids, numbers and worktrees that were free again, however many rows a transaction has."""
+    monkeypatch.setattr(tables, "MOST_ROWS", rows)
+    low, high, again = (f"{digit * 8}-0000-7000-8000-000000000000" for digit in "0f5")
+
+    def begin(workflow: str, path: str, order: int) -> None:
+        create(ledger, id=workflow, worktree_path=path)
+        move(ledger, workflow, "start")
+        ledger.append(workflow, events.arrived([new_event(id=f"event-{n}") for n in (1, 2)[::order]]))
+        record(ledger, workflow, *({"id": f"usage-{n}"} for n in (1, 2)[::order]))
+
+    begin(again, "/again", 1)
+    create(ledger, id=high, worktree_path="/held")
+    assert copied(database, target) == []
+    move(ledger, again, "cancel")
+    ledger.write(workflows.delete, again)
+    begin(again, "/again", -1)
+    move(ledger, high, "cancel")
+    create(ledger, id=low, worktree_path="/held")
+    assert copied(database, target) == []
+    assert content(target) == content(database)
+
+
 def test_a_record_that_was_repriced_is_copied_again(database: Database, ledger: Ledger, target: Database) -> None:
     record(ledger, create(ledger), {"model": "claude-haiku-4-5"}, {"model": "no-such-model"})
     cheap = "UPDATE token_usage SET cost_nano = NULL, cost_usd = NULL, cost_source = 'unpriced'"
@@ -212,6 +238,16 @@ def test_a_target_with_another_record_is_refused(database: Database, ledger: Led
     refused(database, target, "holds another record")
 
 
+def test_an_unfinished_copy_of_another_record_is_refused(
+    database: Database, ledger: Ledger, target: Database, tmp_path: Path
+) -> None:
+    busy_record(ledger)
+    assert copied(database, target, once(lambda: create(ledger))) != []
+    another = Sqlite(tmp_path / "another.db").set_up()
+    refused(another, target, "holds another record")
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
 @pytest.mark.parametrize(
     "write",
     [
@@ -225,13 +261,18 @@ def test_a_target_with_another_record_is_refused(database: Database, ledger: Led
     ids=["event", "workflow", "usage", "state"],
 )
 def test_a_copy_that_somebody_has_written_to_is_refused(
-    database: Database, ledger: Ledger, target: Database, write: Callable[[Ledger, dict[str, str]], None]
+    database: Database,
+    ledger: Ledger,
+    target: Database,
+    write: Callable[[Ledger, dict[str, str]], None],
+    goes_on: bool,
 ) -> None:
     ids = busy_record(ledger)
     assert copied(database, target) == []
     with closing(target.ledger()) as other:
         write(other, ids)
-    ledger.append(ids["done"], events.arrived([new_event()]))
+    if goes_on:
+        ledger.append(ids["done"], events.arrived([new_event()]))
     refused(database, target, "was written to since it was copied")
 
 
