@@ -1,6 +1,6 @@
 """What the service asks of a database, whichever engine keeps it: prepared queries, short reads, one door for writes.
 
-The engines are in `sqlite.py` and `postgres.py`; `engines.py` says which one the settings name.
+The engines are in `sqlite/` and `postgres/`; `engines.py` says which one the settings name.
 """
 
 from abc import ABC, abstractmethod

@@ -79,7 +79,7 @@ def modules() -> list[tuple[str, Path]]:
     files = [file for file in PACKAGE.glob("*.py") if file.name != "__init__.py"]
     return [(file.stem, file) for file in files] + [
         (folder, file)
-        for folder in ("cli", "client", "intake", "transfer", "web")
+        for folder in ("cli", "client", "intake", "postgres", "sqlite", "transfer", "web")
         for file in (PACKAGE / folder).glob("*.py")
     ]
 

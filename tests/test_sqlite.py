@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from peewee import sqlite3 as engine
 
-from amelia_flask import schema, sqlite
+from amelia_flask import schema
 from amelia_flask.database import reading
 from amelia_flask.errors import DatabaseUnavailable, SchemaError
 from amelia_flask.sqlite import SqliteEngine, SqliteExtDatabase, engine_is_mended, engine_version
+from amelia_flask.sqlite import database as opening
 from tests import programs
 from tests.databases import Sqlite
 
@@ -184,7 +185,7 @@ def test_a_read_sees_one_moment_whatever_is_written_meanwhile(path: Path, reader
 
 def test_a_read_that_takes_too_long_is_ended(readers: SqliteExtDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     without_end = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n"
-    monkeypatch.setattr(sqlite, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(opening, "READ_SECONDS", 0.05)
     with pytest.raises(DatabaseUnavailable), reading(readers) as db:
         db.execute_sql(without_end).fetchone()
     with reading(readers) as db:
@@ -192,7 +193,7 @@ def test_a_read_that_takes_too_long_is_ended(readers: SqliteExtDatabase, monkeyp
 
 
 def test_more_readers_than_connections_wait_for_their_turn(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "POOL_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(opening, "POOL_WAIT_SECONDS", 0.1)
     with using(SqliteEngine(path).open_readers(1)) as readers, reading(readers):
         outcomes: list[BaseException | int] = []
         in_a_thread(lambda: outcomes.append(attempt(readers)))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from peewee import sqlite3 as engine
 
-from amelia_flask import schema, sqlite
+from amelia_flask import schema
 from amelia_flask import writer as writing
 from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.groups import Change
 from amelia_flask.lock import FileLock
 from amelia_flask.sqlite import SqliteEngine
+from amelia_flask.sqlite import database as opening
 from amelia_flask.writer import Writer
 from tests import programs, writers
 from tests.databases import Sqlite
@@ -41,7 +42,7 @@ def test_a_write_waits_for_another_program_that_holds_the_lock_for_two_seconds(w
 
 
 def short_busy_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "WRITER_PRAGMAS", (("busy_timeout", 50, 50), *sqlite.WRITER_PRAGMAS[1:]))
+    monkeypatch.setattr(opening, "WRITER_PRAGMAS", (("busy_timeout", 50, 50), *opening.WRITER_PRAGMAS[1:]))
 
 
 def test_a_database_locked_for_too_long_is_unavailable_and_heals(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,8 @@ def copy(source: Engine, target: Engine, step: Step, must_be_new: bool = False, 
             comparison = Comparison(mine, _contents(there, step, now))
         if not comparison.different:
             with _writer(target) as writer:
+                with writing_to(target):
+                    writer.analyze()
                 _set_history(target, writer, history)
     return comparison
 
