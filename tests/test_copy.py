@@ -149,6 +149,17 @@ def test_a_second_copy_brings_over_what_has_changed(database: Database, ledger: 
     assert content(target) == content(database)
 
 
+def test_the_way_back_leads_to_where_the_record_came_from(
+    database: Database, ledger: Ledger, target: Database
+) -> None:
+    ids = busy_record(ledger)
+    assert copied(database, target) == []
+    with closing(target.ledger()) as other:
+        change_everything(other, ids)
+    assert copied(target, database) == []
+    assert content(target) == content(database)
+
+
 @pytest.mark.parametrize("rows", [1, 1000])
 def test_what_is_in_the_place_of_something_else_is_copied(
     database: Database, ledger: Ledger, target: Database, rows: int, monkeypatch: pytest.MonkeyPatch

@@ -104,7 +104,7 @@ def copy(source: Engine, target: Engine, step: Step, must_be_new: bool = False, 
         with _looking_at(source) as db:
             history = schema.history(db)
             with _looking_at(target) as there:
-                if not _is_part(db, there, history, must_be_new):
+                if not _is_part(db, there, history, must_be_new, step):
                     raise CopyRefused(_not_empty(target, must_be_new))
             with _writer(target) as writer:
                 _set_history(target, writer, history | {schema.UNFINISHED_COPY: min(history.values())})
@@ -185,12 +185,12 @@ def _set_history(target: Engine, writer: Any, history: dict[str, str]) -> None:
         schema.set_history(writer, history)
 
 
-def _is_part(source: Any, target: Any, history: dict[str, str], must_be_new: bool) -> bool:
+def _is_part(source: Any, target: Any, history: dict[str, str], must_be_new: bool, step: Step) -> bool:
     """Whether the target holds nothing that is not of this record."""
     found = schema.history(target)
     if found.pop(schema.UNFINISHED_COPY, None):
         return found == history
-    return _is_empty(target) or (not must_be_new and found == history and not _has_gone_on(source, target))
+    return _is_empty(target) or (not must_be_new and found == history and not _has_gone_on(source, target, step))
 
 
 def _not_empty(target: Engine, must_be_new: bool) -> str:
@@ -207,7 +207,7 @@ def _newest(db: Any) -> int:
     return int(_position.run(db)[0][0])
 
 
-def _has_gone_on(source: Any, target: Any) -> bool:
+def _has_gone_on(source: Any, target: Any, step: Step) -> bool:
     """Whether the target, a copy of this record once, has been written to since by others than a copy.
 
     No position is given twice, so an event of a copy is the source's, where that has not taken it; a version never
@@ -215,11 +215,12 @@ def _has_gone_on(source: Any, target: Any) -> bool:
     """
     if _newest(target) > _newest(source):
         return True
-    return any(_differs_by_newer(table, source, target) for table in _TELLING)
+    return any(_differs_by_newer(table, source, target, step) for table in _TELLING)
 
 
-def _differs_by_newer(table: WholeTable, source: Any, target: Any) -> bool:
-    with closing(differences(table, table.rows(source), table.rows(target))) as pairs:
+def _differs_by_newer(table: WholeTable, source: Any, target: Any, step: Step) -> bool:
+    wanted = _counted(table.rows(source), lambda _rows: step(0))  # it is seen to go on
+    with closing(differences(table, wanted, table.rows(target))) as pairs:
         return any(found and _is_newer(table, wanted, found, source, target) for wanted, found in pairs)
 
 
