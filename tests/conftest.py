@@ -67,7 +67,7 @@ def database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def empty_database(databases: Databases, tmp_path: Path) -> Iterator[Database]:
     """A new database in which there is nothing."""
-    with databases.lend(tmp_path, is_empty=True) as database:
+    with databases.lend(tmp_path / "empty", is_empty=True) as database:
         yield database
 
 

@@ -1,110 +1,64 @@
-"""The schema: what other programs find in the database, and how it gets there."""
+"""The schema on either engine: what it refuses, how it gets into a database, and what it leaves alone."""
 
-import shutil
-import sqlite3
-import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import peewee
 import pytest
-from peewee import sqlite3 as engine
-from playhouse.migrations import Runner
-from playhouse.schema_diff import diff_models
+from peewee import sqlite3
 
 from amelia_flask import schema
 from amelia_flask.database import reading
 from amelia_flask.errors import SchemaError
-from amelia_flask.models import TABLES
-from amelia_flask.progress import progress
-from amelia_flask.sqlite import SqliteEngine
 from tests import programs
-from tests.databases import Sqlite
+from tests.databases import Database, Row, Sqlite
+from tests.writers import MOMENT
 
-# Table, and its columns with type and default; more columns may be there.
-COLUMNS: dict[str, dict[str, tuple[str, str | None]]] = {
-    "workflows": {
-        **dict.fromkeys(("id", "issue_id", "worktree_path", "worktree_name"), ("TEXT", None)),
-        "status": ("TEXT", "'pending'"),
-        **dict.fromkeys(("started_at", "completed_at", "failure_reason", "state_json"), ("TEXT", None)),
-        **dict.fromkeys(("created_at", "updated_at", "profile"), ("TEXT", None)),
-        "host": ("TEXT", "''"),
-        "last_sequence": ("INTEGER", "0"),
-        "version": ("INTEGER", "1"),
-    },
-    "events": {
-        **dict.fromkeys(("id", "workflow_id", "timestamp", "agent", "event_type", "message"), ("TEXT", None)),
-        **dict.fromkeys(("data_json", "correlation_id"), ("TEXT", None)),
-        **dict.fromkeys(("sequence", "position"), ("INTEGER", None)),
-        "level": ("TEXT", "'info'"),
-    },
-    "token_usage": {
-        **dict.fromkeys(("id", "workflow_id", "agent", "model", "timestamp"), ("TEXT", None)),
-        **dict.fromkeys(("cost_source", "request_id", "source"), ("TEXT", None)),
-        **dict.fromkeys(("input_tokens", "output_tokens"), ("INTEGER", None)),
-        **dict.fromkeys(("cache_read_tokens", "cache_creation_tokens"), ("INTEGER", "0")),
-        "cost_usd": ("REAL", None),
-    },
-    "health_check": dict.fromkeys(("id", "checked_at"), ("TEXT", None)),
-}
-KEYS = {
-    "workflows": ["id"],
-    "events": ["workflow_id", "sequence"],
-    "token_usage": ["id"],
-    "health_check": ["id"],
-}
-# Index, its table, the columns with which it begins (- is descending), and whether it is unique.
-INDEXES = [
-    ("idx_workflows_issue_id", "workflows", ["issue_id"], False),
-    ("idx_workflows_status", "workflows", ["status"], False),
-    ("idx_workflows_worktree", "workflows", ["worktree_path"], False),
-    ("idx_workflows_started_at", "workflows", ["-started_at"], False),
-    ("idx_workflows_active_worktree", "workflows", ["host", "worktree_path"], True),
-    ("idx_events_workflow", "events", ["workflow_id", "timestamp"], False),
-    ("idx_events_type", "events", ["event_type"], False),
-    ("idx_tokens_workflow", "token_usage", ["workflow_id"], None),
-    ("idx_tokens_agent", "token_usage", ["agent"], False),
-]
+BROKEN = tuple(driver.IntegrityError for driver in (sqlite3, peewee.psycopg) if driver)
 ACTIVE = ("pending", "in_progress", "blocked")
 FINAL = ("completed", "failed", "cancelled")
+NAMES = [file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))]
+INDEXES = """
+    SELECT tablename, indexname, indexdef FROM pg_indexes WHERE schemaname = current_schema()
+    UNION ALL SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = current_schema()::regnamespace ORDER BY 1, 2, 3
+"""
 MASTER = "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY 1, 2"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    schema.set_up(SqliteEngine(tmp_path / "amelia.db"))
-    return tmp_path / "amelia.db"
-
-
 @contextmanager
-def connected(path: Path) -> Iterator[Any]:
-    """A connection with foreign keys on, each statement a transaction."""
-    with closing(engine.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA foreign_keys = ON")
+def strict(database: Database) -> Iterator[Any]:
+    """Inserts by another program, which holds to the keys between tables."""
+    is_sqlite = isinstance(database, Sqlite)
+    keep = "PRAGMA foreign_keys = ON" if is_sqlite else "SET session_replication_role = origin"
+    with database.connected() as connection:
+        connection.execute(keep)
         yield connection
+        if not is_sqlite:
+            connection.execute("SET session_replication_role = replica")
 
 
 def insert(connection: Any, table: str, **values: object) -> None:
-    names = ", ".join(values)
-    marks = ", ".join("?" * len(values))
-    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
+    mark = "?" if isinstance(connection, sqlite3.Connection) else "%s"
+    marks = ", ".join([mark] * len(values))
+    connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
 
 
 def workflow(connection: Any, name: str, **values: object) -> None:
     given = {"id": name, "issue_id": "i", "worktree_path": f"/{name}", "worktree_name": "w", "digest": ""}
-    insert(connection, "workflows", **given | {"created_at": "", "updated_at": ""} | values)
+    insert(connection, "workflows", **given | {"created_at": MOMENT, "updated_at": MOMENT} | values)
 
 
 def event(connection: Any, name: str, **values: object) -> None:
-    given = {"id": name, "workflow_id": "w", "sequence": 1, "position": 1, "timestamp": "", "agent": "a"}
+    given = {"id": name, "workflow_id": "w", "sequence": 1, "position": 1, "timestamp": MOMENT, "agent": "a"}
     insert(connection, "events", **given | {"event_type": "note", "message": ""} | values)
 
 
 def used(connection: Any, name: str, **values: object) -> None:
-    given = {"id": name, "workflow_id": "w", "number": 1, "agent": "a", "model": "m", "timestamp": "", "day": ""}
+    given = {"id": name, "workflow_id": "w", "number": 1, "agent": "a", "model": "m", "timestamp": MOMENT, "day": ""}
     insert(
         connection,
         "token_usage",
@@ -112,63 +66,39 @@ def used(connection: Any, name: str, **values: object) -> None:
     )
 
 
-@pytest.mark.parametrize("table", COLUMNS)
-def test_a_table_has_the_columns_that_other_programs_know(path: Path, table: str) -> None:
-    found = Sqlite(path).rows("SELECT name, type, dflt_value FROM pragma_table_info(?)", table)
-    assert {(name, (kind, default)) for name, kind, default in found} >= set(COLUMNS[table].items())
-
-
-@pytest.mark.parametrize("table", KEYS)
-def test_a_table_has_its_primary_key(path: Path, table: str) -> None:
-    found = Sqlite(path).rows("SELECT name FROM pragma_table_info(?) WHERE pk > 0 ORDER BY pk", table)
-    assert [name for (name,) in found] == KEYS[table]
-
-
-def test_the_events_table_is_clustered(path: Path) -> None:
-    assert Sqlite(path).rows("SELECT wr FROM pragma_table_list WHERE name = 'events'") == [(1,)]
-
-
-@pytest.mark.parametrize(("name", "table", "columns", "unique"), INDEXES)
-def test_an_index_is_there_by_its_name(
-    path: Path, name: str, table: str, columns: list[str], unique: bool | None
-) -> None:
-    sql = 'SELECT il."unique" FROM pragma_index_list(?) il WHERE il.name = ?'
-    found = Sqlite(path).rows(sql, table, name)
-    assert found
-    assert unique in (None, found[0][0])
-    order = 'SELECT name, "desc" FROM pragma_index_xinfo(?) WHERE key ORDER BY seqno'
-    indexed = [("-" if descending else "") + str(column) for column, descending in Sqlite(path).rows(order, name)]
-    assert indexed[: len(columns)] == columns
+def structure(database: Database) -> tuple[dict[str, list[str]], list[Row]]:
+    """Tables with their columns, indexes and rules."""
+    return database.columns(), database.rows(MASTER if isinstance(database, Sqlite) else INDEXES)
 
 
 @pytest.mark.parametrize("table", ["events", "token_usage"])
-def test_what_belongs_to_a_workflow_goes_with_it(path: Path, table: str) -> None:
-    with connected(path) as connection:
+def test_what_belongs_to_a_workflow_goes_with_it(database: Database, table: str) -> None:
+    with strict(database) as connection:
         workflow(connection, "w")
         {"events": event, "token_usage": used}[table](connection, "x")
         connection.execute("DELETE FROM workflows")
-    assert Sqlite(path).rows(f"SELECT * FROM {table}") == []
+    assert database.rows(f"SELECT * FROM {table}") == []
 
 
 @pytest.mark.parametrize("add", [event, used])
-def test_nothing_belongs_to_a_workflow_that_is_not_there(path: Path, add: Any) -> None:
-    with connected(path) as connection, pytest.raises(engine.IntegrityError, match="FOREIGN KEY"):
+def test_nothing_belongs_to_a_workflow_that_is_not_there(database: Database, add: Any) -> None:
+    with strict(database) as connection, pytest.raises(BROKEN, match=r"(?i)foreign key"):
         add(connection, "x")
 
 
 @pytest.mark.parametrize("first", ACTIVE)
 @pytest.mark.parametrize("second", ACTIVE)
-def test_a_second_active_workflow_of_a_worktree_is_refused(path: Path, first: str, second: str) -> None:
-    with connected(path) as connection:
+def test_a_second_active_workflow_of_a_worktree_is_refused(database: Database, first: str, second: str) -> None:
+    with strict(database) as connection:
         workflow(connection, "a", worktree_path="/w", status=first)
-        with pytest.raises(engine.IntegrityError, match="UNIQUE"):
+        with pytest.raises(BROKEN, match=r"(?i)unique"):
             workflow(connection, "b", worktree_path="/w", status=second)
         workflow(connection, "c", worktree_path="/w", status=second, host="elsewhere")
 
 
 @pytest.mark.parametrize("status", FINAL)
-def test_a_worktree_may_have_any_number_of_finished_workflows(path: Path, status: str) -> None:
-    with connected(path) as connection:
+def test_a_worktree_may_have_any_number_of_finished_workflows(database: Database, status: str) -> None:
+    with strict(database) as connection:
         for name in ("a", "b", "c"):
             workflow(connection, name, worktree_path="/w", status=status)
         workflow(connection, "d", worktree_path="/w")
@@ -188,170 +118,90 @@ def test_a_worktree_may_have_any_number_of_finished_workflows(path: Path, status
         (used, {"number": 7}),
     ],
 )
-def test_a_row_against_the_rules_is_refused(path: Path, add: Any, values: dict[str, object]) -> None:
-    with connected(path) as connection:
+def test_a_row_against_the_rules_is_refused(database: Database, add: Any, values: dict[str, object]) -> None:
+    with strict(database) as connection:
         workflow(connection, "w")
         event(connection, "taken", sequence=7, position=7)
         used(connection, "u", number=7)
-        with pytest.raises(engine.IntegrityError):
+        with pytest.raises(BROKEN):
             add(connection, "x", **values)
 
 
-def test_setting_up_tells_what_it_applied_and_twice_is_harmless(tmp_path: Path) -> None:
-    path = tmp_path / "amelia.db"
-    names = [file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))]
-    assert schema.set_up(SqliteEngine(path)) == names
-    before = Sqlite(path).dump()
-    assert schema.set_up(SqliteEngine(path)) == []
-    assert Sqlite(path).dump() == before
-    assert [name for (name,) in Sqlite(path).rows("SELECT name FROM schema_version ORDER BY id")] == names
-    assert Sqlite(path).rows("SELECT * FROM event_position") == [(1, 0)]
+def test_setting_up_tells_what_it_applied_and_twice_is_harmless(empty_database: Database) -> None:
+    assert schema.set_up(empty_database.engine) == NAMES
+    before = empty_database.dump()
+    assert schema.set_up(empty_database.engine) == []
+    assert empty_database.dump() == before
+    assert [name for (name,) in empty_database.rows("SELECT name FROM schema_version ORDER BY id")] == NAMES
+    assert empty_database.rows("SELECT * FROM event_position") == [(1, 0)]
 
 
-def test_a_migrated_database_is_like_a_new_one_and_like_the_models(path: Path, tmp_path: Path) -> None:
-    migrated = tmp_path / "migrated.db"
-    migrated.touch()
-    db = SqliteEngine(migrated).open_writer()
-    with db.connection_context():
-        Runner(db, str(schema.MIGRATIONS), table_name="schema_version").up()
-        with db.bind_ctx(TABLES, bind_refs=False, bind_backrefs=False):
-            assert not diff_models(db, TABLES)
-    db.close_all()
-    assert Sqlite(migrated).rows(MASTER) == Sqlite(path).rows(MASTER)
-    assert Sqlite(migrated).rows("SELECT * FROM event_position") == Sqlite(path).rows("SELECT * FROM event_position")
+def test_setting_up_makes_again_what_is_missing(database: Database) -> None:
+    before = structure(database)
+    database.execute("DROP INDEX idx_events_type", "DROP TABLE health_check")
+    assert structure(database) != before
+    schema.set_up(database.engine)
+    assert structure(database) == before
 
 
-def test_a_record_of_the_first_version_keeps_its_sums_and_counts_what_has_ended(tmp_path: Path) -> None:
-    path, first = tmp_path / "amelia.db", tmp_path / "first"
-    first.mkdir()
-    (first / "0001_initial.py").write_text((schema.MIGRATIONS / "0001_initial.py").read_text())
-    path.touch()
-    db = SqliteEngine(path).open_writer()
-    with db.connection_context():
-        Runner(db, str(first), table_name="schema_version").up()
-    db.close_all()
-    with connected(path) as connection:
-        for name, status in (("a", "completed"), ("b", "completed"), ("c", "failed"), ("d", "blocked")):
-            workflow(connection, name, status=status)
-        for agent, model in (("x", "n"), ("x", "m"), ("y", "m")):
-            insert(
-                connection, "usage_by_day", day="2026-01-01", agent=agent, model=model, cost_nano=len(agent + model)
-            )
-    sums = "SELECT day, agent, model, cost_nano FROM usage_by_day ORDER BY 1, 2, 3"
-    before = Sqlite(path).rows(sums)
-    assert schema.set_up(SqliteEngine(path))[0] == "0002_lists_and_filters"
-    assert Sqlite(path).rows(sums) == before
-    assert Sqlite(path).rows("SELECT * FROM finished_workflows ORDER BY 1") == [("completed", 2), ("failed", 1)]
-
-
-def test_setting_up_makes_again_what_is_missing(path: Path) -> None:
-    before = Sqlite(path).rows(MASTER)
-    with connected(path) as connection:
-        connection.execute("DROP INDEX idx_events_type")
-        connection.execute("DROP TABLE health_check")
-    schema.set_up(SqliteEngine(path))
-    assert Sqlite(path).rows(MASTER) == before
-
-
-def test_ten_processes_may_set_up_at_once(path: Path, tmp_path: Path) -> None:
-    new = tmp_path / "folder" / "new.db"
+def test_ten_processes_may_set_up_at_once(empty_database: Database, database: Database) -> None:
     code = """
-from amelia_flask import schema
-from amelia_flask.sqlite import SqliteEngine
-print('here', flush=True)
-input()
-print(schema.set_up(SqliteEngine(path)))
-"""
-    starting = [programs.start(code, new) for _ in range(10)]
+    from amelia_flask import schema
+    from amelia_flask.engines import engine_of
+    from amelia_flask.settings import from_environment
+    print('here', flush=True)
+    input()
+    print(schema.set_up(engine_of(from_environment())))
+    """
+    starting = [programs.start(code, **empty_database.settings) for _ in range(10)]
     for program in starting:
         programs.wait_for_line(program, "here")
     programs.tell_all(starting)
-    names = str([file.stem for file in sorted(schema.MIGRATIONS.glob("0*.py"))])
-    assert Counter(programs.finish(program).strip() for program in starting) == {names: 1, "[]": 9}
-    assert Sqlite(new).rows(MASTER) == Sqlite(path).rows(MASTER)
+    assert Counter(programs.finish(program).strip() for program in starting) == {str(NAMES): 1, "[]": 9}
+    assert structure(empty_database) == structure(database)
 
 
-def test_a_database_of_a_newer_version_is_refused(path: Path) -> None:
-    with connected(path) as connection:
-        insert(connection, "schema_version", name="9999_future", applied="")
-    before = Sqlite(path).dump()
+def add_version(database: Database, name: str) -> None:
+    database.execute(f"INSERT INTO schema_version (name, applied) VALUES ('{name}', '2026-01-01 00:00:00')")
+
+
+def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
+    add_version(database, "9999_future")
+    before = database.dump()
     with pytest.raises(SchemaError, match=r"made by a newer version .*9999_future"):
-        schema.set_up(SqliteEngine(path))
-    assert Sqlite(path).dump() == before
+        schema.set_up(database.engine)
+    assert database.dump() == before
 
 
-def test_readiness_can_tell_a_schema_that_is_behind_or_ahead(path: Path) -> None:
-    readers = SqliteEngine(path).open_readers(1)
+def test_readiness_can_tell_a_schema_that_is_behind_or_ahead(database: Database) -> None:
+    readers = database.engine.open_readers(1)
 
     def is_current() -> bool:
         with reading(readers) as db:
             return schema.is_current(db)
 
     assert is_current()
-    with connected(path) as connection:
-        insert(connection, "schema_version", name="9999_future", applied="")
-        assert not is_current()
-        connection.execute("DELETE FROM schema_version")
-        assert not is_current()
+    add_version(database, "9999_future")
+    assert not is_current()
+    database.execute("DELETE FROM schema_version")
+    assert not is_current()
     readers.close_all()
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        "CREATE TABLE notes (x)",
+        "CREATE TABLE notes (x TEXT)",
         "CREATE TABLE schema_version (version INTEGER PRIMARY KEY)",
         "CREATE TABLE workflows (id TEXT PRIMARY KEY)",
     ],
 )
-def test_the_database_of_another_program_is_refused_and_not_touched(tmp_path: Path, statement: str) -> None:
-    path = tmp_path / "other.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
-    refuse_untouched(path, "belongs to another program")
-
-
-def test_what_another_program_left_in_its_log_is_not_touched(tmp_path: Path) -> None:
-    running, path = tmp_path / "running.db", tmp_path / "crashed.db"
-    with closing(sqlite3.connect(running)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("CREATE TABLE notes (x)")
-        shutil.copy(running, path)
-        shutil.copy(f"{running}-wal", f"{path}-wal")
-    files = path, path.with_name("crashed.db-wal")
-    before = [file.read_bytes() for file in files]
+def test_the_database_of_another_program_is_refused_and_not_touched(empty_database: Database, statement: str) -> None:
+    empty_database.execute(statement)
+    before = structure(empty_database)
     with pytest.raises(SchemaError, match="belongs to another program"):
-        schema.set_up(SqliteEngine(path))
-    assert [file.read_bytes() for file in files] == before
-
-
-def test_a_file_that_is_no_database_is_refused_and_not_touched(tmp_path: Path) -> None:
-    path = tmp_path / "letter.txt"
-    path.write_text("Dear reader, " * 1000)
-    refuse_untouched(path, "not a database")
-
-
-def refuse_untouched(path: Path, reason: str) -> None:
-    """Setting up fails for this reason and leaves the file and its folder as they were."""
-    path.chmod(0o644)
-    before = path.read_bytes()
-    with pytest.raises(SchemaError, match=reason):
-        schema.set_up(SqliteEngine(path))
-    assert path.read_bytes() == before
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_folder_in_the_place_of_the_database_is_refused_and_not_touched(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    with pytest.raises(SchemaError, match="cannot be set up"):
-        schema.set_up(SqliteEngine(tmp_path))
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
-
-
-def test_a_path_below_a_file_is_refused_with_a_sentence(path: Path) -> None:
-    with pytest.raises(SchemaError, match="cannot be set up"):
-        schema.set_up(SqliteEngine(path / "amelia.db"))
+        schema.set_up(empty_database.engine)
+    assert structure(empty_database) == before
 
 
 @pytest.fixture
@@ -370,35 +220,20 @@ def migration(folder: Path, name: str, *statements: str) -> None:
     (folder / f"{name}.py").write_text(f"def up(migrator, db):\n{body}")
 
 
-def test_a_later_version_brings_an_existing_database_up_to_date(path: Path, later_version: Path) -> None:
-    migration(later_version, "0900_more", "CREATE TABLE more (x)")
+def test_a_later_version_brings_an_existing_database_up_to_date(database: Database, later_version: Path) -> None:
+    migration(later_version, "0900_more", "CREATE TABLE more (x INTEGER)")
     migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
-    assert schema.set_up(SqliteEngine(path)) == ["0900_more", "0901_most"]
-    assert schema.set_up(SqliteEngine(path)) == []
-    assert Sqlite(path).rows("SELECT * FROM more") == [(1,)]
+    assert schema.set_up(database.engine) == ["0900_more", "0901_most"]
+    assert schema.set_up(database.engine) == []
+    assert database.rows("SELECT * FROM more") == [(1,)]
 
 
-def test_a_long_migration_is_seen_to_go_on(
-    path: Path, later_version: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    count = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 100000) SELECT COUNT(*) FROM n"
-    migration(later_version, "0900_more", f"CREATE TABLE more AS {count}")
-    migration(later_version, "0901_most", "INSERT INTO more VALUES (1)")
-    monkeypatch.setattr(schema, "progress", partial(progress, every=0))
-    schema.set_up(SqliteEngine(path))
-    told = capsys.readouterr().err.splitlines()
-    assert told[0].startswith(f"Bringing {path} up to date: 0 of 2 migrations")
-    assert told[-1].startswith(f"Bringing {path} up to date: 2 of 2 migrations")
-    assert len(told) > 2, "it is told of within a migration too"
-
-
-def test_a_migration_that_fails_leaves_no_trace(path: Path, later_version: Path) -> None:
-    before = Sqlite(path).dump(), Sqlite(path).rows(MASTER)
-    migration(
-        later_version, "0900_more", "CREATE TABLE more (x)", "DELETE FROM event_position", "SELECT no_such_thing"
-    )
+def test_a_migration_that_fails_leaves_no_trace(database: Database, later_version: Path) -> None:
+    before = database.dump(), structure(database)
+    more = "CREATE TABLE more (x INTEGER)"
+    migration(later_version, "0900_more", more, "DELETE FROM event_position", "SELECT no_such_thing")
     with pytest.raises(SchemaError, match="no_such_thing"):
-        schema.set_up(SqliteEngine(path))
-    assert (Sqlite(path).dump(), Sqlite(path).rows(MASTER)) == before
-    migration(later_version, "0900_more", "CREATE TABLE more (x)")
-    assert schema.set_up(SqliteEngine(path)) == ["0900_more"]
+        schema.set_up(database.engine)
+    assert (database.dump(), structure(database)) == before
+    migration(later_version, "0900_more", more)
+    assert schema.set_up(database.engine) == ["0900_more"]
