@@ -75,13 +75,13 @@ def _carried_out(check_one: Check, record: _Record) -> Findings:
     except FAULTS as error:
         record.connection.execute("ROLLBACK TO SAVEPOINT one_check")
         reason = str(error).partition("\n")[0]
-        yield f"the file: {check_one.__name__.strip('_')} could not be checked: {reason}"
+        yield f"the database: {check_one.__name__.strip('_')} could not be checked: {reason}"
     record.connection.execute("RELEASE SAVEPOINT one_check")
 
 
 def _storage(record: _Record) -> Findings:
     for problem in record.engine.damages(record.connection):
-        yield f"the file: {' '.join(problem.split())}"
+        yield f"the database: {' '.join(problem.split())}"
 
 
 def _foreign_keys(record: _Record) -> Findings:

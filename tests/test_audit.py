@@ -1,19 +1,17 @@
 """The check of a record: a sound one has no findings, and every way to damage it is found and named."""
 
 import re
-import shutil
+from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from amelia_flask import audit, events, retention
 from amelia_flask.errors import SchemaError
 from amelia_flask.ledger import Ledger
-from amelia_flask.sqlite import SqliteEngine
-from tests.databases import Sqlite
+from tests.databases import Database, Databases
 from tests.ledgers import create, move, new_event, record
 from tests.load import Clients, create_workflows, mixed
 from tests.serving import serving
@@ -43,25 +41,26 @@ def fill(ledger: Ledger) -> None:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("audit") / "amelia.db"
-    with closing(Sqlite(path).set_up().ledger()) as ledger:
-        fill(ledger)
-    return path
+def sound(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    with databases.lend(tmp_path_factory.mktemp("audit")) as database:
+        with closing(database.ledger()) as ledger:
+            fill(ledger)
+        yield database
 
 
 @pytest.fixture
-def path(sound: Path, tmp_path: Path) -> Path:
-    """A copy of a sound database that nobody has open."""
-    return Path(shutil.copy(sound, tmp_path / "amelia.db"))
+def database(databases: Databases, sound: Database, tmp_path: Path) -> Iterator[Database]:
+    """A copy of a sound database that nobody is using."""
+    with databases.lend(tmp_path, like=sound) as database:
+        yield database
 
 
-def test_a_sound_record_has_no_findings_and_is_not_changed(path: Path) -> None:
-    before = Sqlite(path).dump()
+def test_a_sound_record_has_no_findings_and_is_not_changed(database: Database) -> None:
+    before = database.dump()
     made: list[int] = []
-    assert list(audit.check(SqliteEngine(path), made.append)) == []
+    assert list(audit.check(database.engine, made.append)) == []
     assert sum(made) == len(audit.CHECKS)
-    assert Sqlite(path).dump() == before
+    assert database.dump() == before
 
 
 DELETE_EVENT = f"DELETE FROM events WHERE workflow_id = '{RUNNING}' AND sequence = "
@@ -223,52 +222,66 @@ DAMAGES: list[tuple[str, list[str], list[str]]] = [
         ["DROP TABLE finished_workflows"],
         [
             "the schema: finished_workflows is missing",
-            "the file: finished could not be checked: no such table: finished_workflows",
+            "the database: finished could not be checked: .*finished_workflows.*",
         ],
     ),
 ]
 
 
 @pytest.mark.parametrize(("statements", "findings"), [row[1:] for row in DAMAGES], ids=[row[0] for row in DAMAGES])
-def test_what_was_damaged_is_named(path: Path, statements: list[str], findings: list[str]) -> None:
-    Sqlite(path).execute(*statements)
-    found = list(audit.check(SqliteEngine(path)))
+def test_what_was_damaged_is_named(database: Database, statements: list[str], findings: list[str]) -> None:
+    database.execute(*statements)
+    found = list(audit.check(database.engine))
     assert len(found) == len(findings), found
     for line, pattern in zip(found, findings, strict=True):
         assert re.fullmatch(pattern, line), line
 
 
-def test_a_page_that_is_damaged_is_found(path: Path) -> None:
-    page = Sqlite(path).rows("SELECT rootpage FROM sqlite_master WHERE name = 'idx_events_type'")[0][0]
+@pytest.mark.engines("sqlite")
+def test_a_page_that_is_damaged_is_found(database: Database, path: Path) -> None:
+    page = database.rows("SELECT rootpage FROM sqlite_master WHERE name = 'idx_events_type'")[0][0]
     with path.open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(b"\xff" * 4096)
-    found = list(audit.check(SqliteEngine(path)))
+    found = list(audit.check(database.engine))
     assert found
-    assert found[0].startswith("the file: ")
+    assert found[0].startswith("the database: ")
 
 
-def test_an_index_that_lacks_a_row_is_found(path: Path) -> None:
+@pytest.mark.engines("sqlite")
+def test_an_index_that_lacks_a_row_is_found(database: Database) -> None:
     other = "SELECT rootpage FROM sqlite_master WHERE name = 'idx_workflows_host'"
     move_index = f"UPDATE sqlite_master SET rootpage = ({other}) WHERE name = 'idx_tokens_agent'"
-    Sqlite(path).execute("PRAGMA writable_schema = ON", move_index)
-    assert any("idx_tokens_agent" in line for line in audit.check(SqliteEngine(path)))
+    database.execute("PRAGMA writable_schema = ON", move_index)
+    assert any("idx_tokens_agent" in line for line in audit.check(database.engine))
+
+
+@pytest.mark.engines("postgresql")
+def test_an_index_and_a_constraint_that_may_not_hold_are_found(database: Database) -> None:
+    database.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'idx_events_type'::regclass",
+        "ALTER TABLE workflows ADD CONSTRAINT named CHECK (issue_id = '') NOT VALID",
+    )
+    assert list(audit.check(database.engine)) == [
+        "the database: the index idx_events_type is not whole",
+        "the database: the constraint named may not hold",
+    ]
 
 
 @pytest.fixture
-def pruned(path: Path) -> Path:
+def pruned(database: Database) -> Database:
     """A record of which retention has taken one workflow and the beginning of another."""
-    with closing(Sqlite(path).set_up().ledger()) as ledger:
+    with closing(database.ledger()) as ledger:
         create(ledger, NOW - timedelta(days=50), id=OLD)
         record(ledger, OLD, {"model": "m", "agent": "dev", "cost_usd": 1.0, "timestamp": "2026-06-29T10:00:00Z"})
         move(ledger, OLD, "cancel", NOW - timedelta(days=49))
         assert retention.prune(ledger, NOW).workflows == 1
         ledger.write(lambda tx: list(retention._take_surplus(tx, RUNNING, 2)))
-    return path
+    return database
 
 
-def test_a_pruned_record_is_sound(pruned: Path) -> None:
-    assert list(audit.check(SqliteEngine(pruned))) == []
+def test_a_pruned_record_is_sound(pruned: Database) -> None:
+    assert list(audit.check(pruned.engine)) == []
 
 
 @pytest.mark.parametrize(
@@ -283,10 +296,10 @@ def test_a_pruned_record_is_sound(pruned: Path) -> None:
     ],
 )
 def test_what_is_less_than_the_records_give_is_found_in_a_pruned_record_too(
-    pruned: Path, statement: str, finding: str
+    pruned: Database, statement: str, finding: str
 ) -> None:
-    Sqlite(pruned).execute(statement)
-    found = list(audit.check(SqliteEngine(pruned)))
+    pruned.execute(statement)
+    found = list(audit.check(pruned.engine))
     assert len(found) == 1, found
     assert finding in found[0]
 
@@ -296,17 +309,22 @@ def test_what_is_less_than_the_records_give_is_found_in_a_pruned_record_too(
     [
         (["DROP TABLE schema_version"], "no database of amelia-flask"),
         (["DELETE FROM schema_version WHERE name = '0004_retention'"], "made by an earlier version"),
-        (["INSERT INTO schema_version (name, applied) VALUES ('9999_future', '')"], "made by a newer version"),
+        (
+            ["INSERT INTO schema_version (name, applied) VALUES ('9999_future', '2026-01-01')"],
+            "made by a newer version",
+        ),
     ],
 )
-def test_a_database_of_another_version_or_program_is_refused(path: Path, statements: list[str], reason: str) -> None:
-    Sqlite(path).execute(*statements)
+def test_a_database_of_another_version_or_program_is_refused(
+    database: Database, statements: list[str], reason: str
+) -> None:
+    database.execute(*statements)
     with pytest.raises(SchemaError, match=reason):
-        list(audit.check(SqliteEngine(path)))
+        list(audit.check(database.engine))
 
 
-def test_a_server_goes_on_while_its_record_is_checked_at_one_moment(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=2) as server:
+def test_a_server_goes_on_while_its_record_is_checked_at_one_moment(database: Database) -> None:
+    with serving(database, workers=2) as server:
         clients = Clients(server, [mixed(create_workflows(server, 4), n) for n in range(4)]).start()
         clients.wait_for(100)
         for _ in range(3):
@@ -318,16 +336,22 @@ def test_a_server_goes_on_while_its_record_is_checked_at_one_moment(tmp_path: Pa
     assert list(audit.check(server.database.engine)) == []
 
 
-def test_the_command_ends_with_what_it_found(path: Path, tmp_path: Path) -> None:
-    settings = {"AMELIA_DATABASE_PATH": str(path)}
-    done = run("check", **settings)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{path}: sound\n", "")
-    Sqlite(path).execute("UPDATE event_position SET value = 3", DELETE_EVENT + "3")
-    done = run("check", **settings)
+def test_the_command_ends_with_what_it_found(database: Database) -> None:
+    done = run("check", **database.settings)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{database.engine}: sound\n", "")
+    database.execute("UPDATE event_position SET value = 3", DELETE_EVENT + "3")
+    done = run("check", **database.settings)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 2
-    assert done.stderr == f"Error: {path}: 2 findings.\n"
-    elsewhere: dict[str, Any] = {"AMELIA_DATABASE_PATH": str(tmp_path / "none.db")}
-    assert run("check", str(path), **elsewhere).stdout == done.stdout
+    assert done.stderr == f"Error: {database.engine}: 2 findings.\n"
+
+
+@pytest.mark.engines("sqlite")
+def test_the_command_checks_a_file_that_it_is_given_and_makes_none(
+    database: Database, path: Path, tmp_path: Path
+) -> None:
+    database.execute("UPDATE event_position SET value = 3")
+    elsewhere = {"AMELIA_DATABASE_PATH": str(tmp_path / "none.db")}
+    assert run("check", str(path), **elsewhere).stderr == f"Error: {path}: 1 findings.\n"
     assert run("check", **elsewhere).stderr == f"Error: There is no database at {tmp_path / 'none.db'}.\n"
     assert not (tmp_path / "none.db").exists()
