@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from amelia_flask import __version__
-from tests.databases import Sqlite
+from tests.databases import Database
 from tests.serving import Server
 
 ROOT = Path(__file__).parent.parent
@@ -42,14 +42,17 @@ def test_the_version_is_said() -> None:
     assert __version__ in run("--version").stdout
 
 
-def test_init_db_makes_the_database_and_then_finds_it_up_to_date(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "amelia.db"
-    first = run("init-db", AMELIA_DATABASE_PATH=str(path))
-    again = run("init-db", AMELIA_DATABASE_PATH=str(path))
+def test_init_db_sets_the_database_up_and_then_finds_it_up_to_date(empty_database: Database) -> None:
+    first, again = (run("init-db", **empty_database.settings) for _ in range(2))
     assert (first.returncode, again.returncode) == (0, 0)
-    assert str(path) in first.stdout
+    assert str(empty_database.engine) in first.stdout
     assert "up to date" in again.stdout
-    assert Sqlite(path).rows("SELECT COUNT(*) FROM workflows") == [(0,)]
+    assert empty_database.rows("SELECT COUNT(*) FROM workflows") == [(0,)]
+
+
+def test_init_db_makes_a_private_file_in_a_new_folder(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "amelia.db"
+    assert run("init-db", AMELIA_DATABASE_PATH=str(path)).returncode == 0
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -83,16 +86,14 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
     assert path.read_text().startswith("This is a shopping list")
 
 
-def test_an_import_says_what_it_did_and_names_what_it_left_out(tmp_path: Path) -> None:
-    done = [
-        run("import", "claude-code", str(TRANSCRIPTS), AMELIA_DATABASE_PATH=str(tmp_path / "a.db")) for _ in range(2)
-    ]
+def test_an_import_says_what_it_did_and_names_what_it_left_out(empty_database: Database) -> None:
+    done = [run("import", "claude-code", str(TRANSCRIPTS), **empty_database.settings) for _ in range(2)]
     assert [one.returncode for one in done] == [0, 0]
     assert "26 events new, 0 known" in done[0].stdout
     assert "0 events new, 26 known" in done[1].stdout
     assert "4 workflows" in done[1].stdout
     assert f"{TRANSCRIPTS / 'edge_cases.jsonl'}:13: Expected `object`, got `str`" in done[0].stderr
-    assert Sqlite(tmp_path / "a.db").rows("SELECT COUNT(*) FROM token_usage") == [(10,)]
+    assert empty_database.rows("SELECT COUNT(*) FROM token_usage") == [(10,)]
 
 
 def test_an_import_shows_its_progress_on_a_terminal(tmp_path: Path) -> None:
@@ -111,25 +112,25 @@ def test_a_path_that_is_not_there_ends_an_import_with_a_sentence(tmp_path: Path)
     assert "does not exist" in done.stderr
 
 
-def test_serve_says_where_the_database_is_and_what_to_open(tmp_path: Path) -> None:
-    server = Server(tmp_path / "amelia.db").start()
+def test_serve_says_where_the_database_is_and_what_to_open(empty_database: Database) -> None:
+    server = Server(empty_database).start()
     assert server.stop() == 0
     said = server.log.read_text()
-    assert str(server.file) in said
+    assert str(empty_database.engine) in said
     assert f"{server.url}/api/health" in said
     assert f"{server.url}/api/docs" in said
 
 
-def test_the_shell_has_models_database_and_domain_at_hand(tmp_path: Path) -> None:
+def test_the_shell_has_models_database_and_domain_at_hand(empty_database: Database) -> None:
     lines = [
         "from amelia_flask.workflows import NewWorkflow",
         "made, _ = ledger.write(workflows.create, NewWorkflow(issue_id='S-1', worktree_path='/s'))",
-        "print('found', [w.issue_id for w in Workflow.select()], Event.select().count(), database.path.name)",
+        "print('found', [w.issue_id for w in Workflow.select()], Event.select().count())",
         "print('domain', summaries.active(database).total, moves.MOVES.keys() >= {'start'}, timeline.page)",
     ]
     done = subprocess.run(
         [sys.executable, "-m", "flask", "--app", "amelia_flask", "shell"],
-        env=os.environ | {"AMELIA_DATABASE_PATH": str(tmp_path / "amelia.db")},
+        env=os.environ | dict(empty_database.settings),
         input="\n".join(lines) + "\n",
         capture_output=True,
         text=True,
@@ -137,5 +138,5 @@ def test_the_shell_has_models_database_and_domain_at_hand(tmp_path: Path) -> Non
         check=True,
         cwd=ROOT,
     )
-    assert "found ['S-1'] 1 amelia.db" in done.stdout
+    assert "found ['S-1'] 1" in done.stdout
     assert "domain 1 True" in done.stdout

@@ -2,10 +2,10 @@
 
 from collections import Counter
 from functools import partial
-from pathlib import Path
 
 import psutil
 
+from tests.databases import Database
 from tests.load import (
     Clients,
     check_record,
@@ -21,8 +21,8 @@ EVENTS = 20_000
 MOST_MEMORY = 70 * 2**20
 
 
-def test_two_processes_and_many_clients_leave_no_gap(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=2) as server:
+def test_two_processes_and_many_clients_leave_no_gap(empty_database: Database) -> None:
+    with serving(empty_database, workers=2) as server:
         workflows = create_workflows(server, 50)
         each = EVENTS // CLIENTS
         clients = Clients(server, [single_events(workflows, n, each) for n in range(CLIENTS)]).start()
