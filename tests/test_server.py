@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.databases import Database
 from tests.load import Clients, check_record, create_workflows, mixed
 from tests.serving import Server, serving, until
 
@@ -25,8 +26,8 @@ def processes(server: Server) -> list[psutil.Process]:
     return children
 
 
-def test_sigterm_under_load_answers_what_it_took_and_leaves(tmp_path: Path) -> None:
-    with serving(tmp_path / "amelia.db", workers=2) as server:
+def test_sigterm_under_load_answers_what_it_took_and_leaves(empty_database: Database) -> None:
+    with serving(empty_database, workers=2) as server:
         clients = Clients(server, [mixed(create_workflows(server, 4), n) for n in range(8)]).start()
         clients.wait_for(200)
         assert server.stop() == 0
@@ -101,8 +102,8 @@ def test_nothing_of_the_database_is_open_before_the_fork(tmp_path: Path) -> None
         assert not [path for path in opened if Path(path).name in {"amelia.db", "amelia.db-wal", "amelia.db-shm"}]
 
 
-def test_gunicorn_with_wsgi_serves_the_same(tmp_path: Path) -> None:
-    server = Server(tmp_path / "amelia.db", workers=2)
+def test_gunicorn_with_wsgi_serves_the_same(empty_database: Database) -> None:
+    server = Server(empty_database, workers=2)
     command = [sys.executable, "-m", "gunicorn", "wsgi:app"]
     with server.log.open("ab") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=server.environment, stdout=log, stderr=log)
