@@ -300,6 +300,24 @@ def test_sizes_are_those_of_the_files(client: FlaskClient, path: Path) -> None:
     assert of(found, "amelia_database_free_bytes") > 0
 
 
+@pytest.mark.engines("postgresql")
+def test_a_server_tells_how_large_its_database_is_whatever_lies_at_the_path(
+    client: FlaskClient, database: Database
+) -> None:
+    path = Path(database.settings["AMELIA_DATABASE_PATH"])
+    path.write_text("another")
+    path.with_name("amelia.db.backup").write_text(clock.to_text(clock.now()))
+    found = figures(scraped(client))
+    sizes = {labels: value for (name, labels), value in found.items() if name == "amelia_database_size_bytes"}
+    assert sizes.keys() == {frozenset({("file", "main")})}
+    assert sum(sizes.values()) == pytest.approx(
+        database.rows("SELECT pg_database_size(current_database())")[0][0], rel=0.01
+    )
+    assert not {"amelia_database_free_bytes", "amelia_last_backup_timestamp_seconds"} & {name for name, _ in found}
+    (build,) = (dict(labels) for name, labels in found if name == "amelia_build_info")
+    assert re.fullmatch(r"PostgreSQL [0-9]+\.[0-9]+", build["engine"])
+
+
 @pytest.mark.engines("sqlite")
 def test_the_last_backup_is_told_of_from_the_first_one_on(client: FlaskClient, path: Path, tmp_path: Path) -> None:
     name = ("amelia_last_backup_timestamp_seconds", frozenset[tuple[str, str]]())
