@@ -31,9 +31,12 @@ USER = "pgserver" if os.geteuid() == 0 else None
 
 ROLE = "amelia"
 PASSWORD = "s3cret/with @:%?#& signs"
-CONFIGURATION = """
+# Programs are killed here, never the machine: what was written to a file is there, whether the disk has it or not.
+MOST_SESSIONS = 60
+CONFIGURATION = f"""
+fsync = off
 listen_addresses = '127.0.0.1'
-max_connections = 60
+max_connections = {MOST_SESSIONS}
 log_min_messages = info
 log_line_prefix = '%m [%p] %a '
 shared_buffers = 32MB

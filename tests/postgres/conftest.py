@@ -35,9 +35,12 @@ def cluster(shared_cluster: Cluster) -> Cluster:
 
 
 @pytest.fixture
-def database(cluster: Cluster) -> str:
-    """The name of an empty database."""
-    return cluster.new_database()
+def database(cluster: Cluster) -> Iterator[str]:
+    """The name of an empty database, which is taken away afterwards."""
+    name = cluster.new_database()
+    yield name
+    if cluster.is_running:
+        cluster.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture

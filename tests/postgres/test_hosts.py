@@ -16,7 +16,7 @@ from tests.postgres.hosts import Follower, TimedClients, check_acknowledged, che
 CLIENTS = 32
 RACES = 10
 RIVALS = 8
-SECONDS = float(os.environ.get("FAULTS_SECONDS", "8"))
+SECONDS = float(os.environ.get("FAULTS_SECONDS", "6"))
 
 
 def test_readers_follow_what_two_hosts_write_without_gap_or_repeat(

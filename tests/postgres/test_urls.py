@@ -73,6 +73,19 @@ def test_the_password_may_be_in_a_file_of_its_own(cluster: Cluster, database: st
     assert run("init-db", AMELIA_DATABASE_URL=url, AMELIA_DATABASE_PASSWORD_FILE=str(file))[0] == 0
 
 
+def test_a_password_closer_to_the_service_comes_first(cluster: Cluster, database: str, tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    wrong = f"postgresql://{ROLE}:wrong@127.0.0.1:{cluster.port}/{database}"
+    assert run("init-db", AMELIA_DATABASE_URL=wrong, AMELIA_DATABASE_PASSWORD_FILE=str(file))[0] == 0
+    assert run("init-db", AMELIA_DATABASE_URL=cluster.url(database), PGPASSWORD="wrong")[0] == 0
+    (tmp_path / ".pgpass").write_text(f"*:*:*:{ROLE}:wrong\n")
+    (tmp_path / ".pgpass").chmod(0o600)
+    url, wrong_file = f"postgresql://{place(cluster, database)}", str(tmp_path / ".pgpass")
+    assert run("init-db", AMELIA_DATABASE_URL=url, PGPASSFILE=wrong_file, PGPASSWORD=PASSWORD)[0] == 0
+    assert run("init-db", AMELIA_DATABASE_URL=url, PGPASSFILE=wrong_file)[0] == 1
+
+
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
 def test_a_file_without_a_password_is_refused(
     cluster: Cluster, database: str, tmp_path: Path, content: bytes | None
@@ -221,4 +234,16 @@ def test_sessions_are_told_what_they_may_rely_on(cluster: Cluster, database: str
         "datestyle": "ISO, DMY",
         "statement_timeout": "10s",
     }
+    door.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("remote_apply", "remote_apply"), ("local", "on"), ("remote_write", "on")]
+)
+def test_a_session_never_acknowledges_sooner(cluster: Cluster, database: str, given: str, kept: str) -> None:
+    cluster.run(f"ALTER ROLE {ROLE} IN DATABASE {database} SET synchronous_commit = '{given}'")
+    door = PostgresEngine(cluster.url(database, options="?application_name=desk")).open_door()
+    door.open()
+    assert door.db.connection().execute("SHOW synchronous_commit").fetchone() == (kept,)
+    assert door.db.connection().execute("SHOW application_name").fetchone() == ("desk",)
     door.close()
