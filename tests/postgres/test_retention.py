@@ -56,7 +56,7 @@ def test_who_prunes_is_alone_and_another_one_goes_on_when_it_is_killed(
     def holders() -> int:
         sql = """
             SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
-            WHERE locktype = 'advisory' AND granted AND datname = %s
+            WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted AND datname = %s
         """
         return int(cluster.run(sql, database)[0][0])
 
