@@ -16,7 +16,7 @@ class Scale:
     lines: int = 10_000
     crowd_seconds: float = 60.0
     minute: float = 60.0
-    minutes: int = 3
+    minutes: int = 2
     most_requests: int | None = None
     starts: int = 5
     imports: int = 3
