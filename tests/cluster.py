@@ -18,9 +18,9 @@ import psycopg
 from psycopg.adapt import Loader
 from psycopg.types.string import TextLoader
 
-from amelia_flask import schema
 from amelia_flask.postgres import PostgresEngine
 from tests.databases import Database, Databases, Row
+from tests.serving import until
 
 # Nothing has to outlive the machine, and many servers and pools are connected at a time.
 CONFIGURATION = """
@@ -32,6 +32,22 @@ shared_buffers = 64MB
 max_connections = 500
 log_min_messages = fatal
 """
+# All that a test may alter but for the rows of the record, and a number that tells of large tables.
+STRUCTURE = """
+    SELECT 'relation', oid, concat_ws(' ', relname, relfilenode, relnatts, relacl, reloptions) FROM pg_class
+    WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT 'column', attrelid, concat_ws(' ', attnum, attname, atttypid, attnotnull) FROM pg_attribute
+    JOIN pg_class ON pg_class.oid = attrelid WHERE relnamespace = 'public'::regnamespace
+    UNION ALL SELECT 'rule', oid, conname FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT 'trigger', oid, tgname FROM pg_trigger WHERE NOT tgisinternal
+    UNION ALL SELECT 'function', oid, proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT 'schema', oid, nspname FROM pg_namespace
+    UNION ALL SELECT 'setting', setrole, setconfig::text FROM pg_db_role_setting
+    UNION ALL SELECT 'version', id, name FROM schema_version
+    UNION ALL SELECT 'large', 0, '' FROM events HAVING count(*) > 5000
+    ORDER BY 1, 2, 3
+"""
+UNUSED_SECONDS = 5.0
 SESSION = "SET timezone = 'UTC'; SET datestyle = 'ISO'; SET session_replication_role = replica"
 
 
@@ -129,18 +145,24 @@ class Postgres(Database):
 
 
 class Cluster(Databases):
-    """Databases on one server."""
+    """Databases on one server. To make one takes longer than most tests: what a test has not altered is emptied and
+    lent again.
+    """
 
     def __init__(self, url: str, folder: Path) -> None:
         self._url = urlsplit(url)
         self._admin = psycopg.connect(url, autocommit=True)
         self._names = (f"amelia_test_{os.getpid()}_{number}" for number in count())
+        self._spare: list[str] = []
         self._template = self._create("template0")
-        schema.set_up(self._at(self._template, folder).engine)
+        template = self._at(self._template, folder).set_up()
+        self._structure = template.rows(STRUCTURE)
+        template.let_go()
 
     def close(self) -> None:
         """Leave nothing behind."""
-        self._drop(self._template)
+        for name in (*self._spare, self._template):
+            self._drop(name)
         self._admin.close()
 
     def keep(self, folder: Path) -> Postgres:
@@ -150,20 +172,46 @@ class Cluster(Databases):
 
     @contextmanager
     def lend(self, folder: Path, is_empty: bool = False, like: Database | None = None) -> Iterator[Postgres]:
-        """A new database. Fails where somebody is still connected to it at the end."""
+        """A database of one's own. Fails where somebody is still connected to it at the end."""
         folder.mkdir(exist_ok=True)
-        template = self._template
-        if isinstance(like, Postgres):
-            like.let_go()
-            template = like.name
-        name = self._create("template0" if is_empty else template)
+        name = self._take(is_empty, like)
         database = self._at(name, folder)
+        is_clean = False
         try:
             yield database
-            database.let_go()
-            self._drop(name)
+            until(lambda: not self._is_used(database), UNUSED_SECONDS)
+            is_clean = not is_empty and self._clean(database)
         finally:
-            self._admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            if is_clean:
+                self._spare.append(name)
+            else:
+                self._drop(name)
+
+    def _take(self, is_empty: bool, like: Database | None) -> str:
+        if isinstance(like, Postgres):
+            like.let_go()
+            return self._create(like.name)
+        if is_empty:
+            return self._create("template0")
+        return self._spare.pop() if self._spare else self._create(self._template)
+
+    def _is_used(self, database: Postgres) -> bool:
+        own = _open[database.url].info.backend_pid if database.url in _open else 0
+        sql = "SELECT 1 FROM pg_stat_activity WHERE datname = %s AND pid <> %s AND backend_type = 'client backend'"
+        return bool(self._admin.execute(sql, (database.name, own)).fetchall())
+
+    def _clean(self, database: Postgres) -> bool:
+        """Whether it is as a new one is, once its rows are gone."""
+        try:
+            if database.rows(STRUCTURE) != self._structure:
+                return False
+        except psycopg.errors.UndefinedTable:
+            return False
+        database.execute(
+            *(f"DELETE FROM {table}" for table in database.columns() if table != "schema_version"),
+            "INSERT INTO event_position VALUES (1, 0)",
+        )
+        return True
 
     def _create(self, template: str) -> str:
         name = next(self._names)
@@ -171,8 +219,8 @@ class Cluster(Databases):
         return name
 
     def _drop(self, name: str) -> None:
-        """Wait a little for connections that are just being closed, in vain for others."""
-        self._admin.execute(f"DROP DATABASE {name}")
+        self._at(name, Path()).let_go()
+        self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _at(self, name: str, folder: Path) -> Postgres:
         return Postgres(self._url._replace(path=f"/{name}").geturl(), folder)
