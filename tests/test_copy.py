@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from amelia_flask import audit, events, repricing, schema, summaries, tokens, workflows
-from amelia_flask.errors import SchemaError
+from amelia_flask.errors import DatabaseUnavailable, SchemaError
 from amelia_flask.ledger import Ledger
 from amelia_flask.transfer import copying, tables, writing
 from amelia_flask.transfer.tables import CopyRefused
@@ -153,6 +153,7 @@ def test_the_way_back_leads_to_where_the_record_came_from(
     database: Database, ledger: Ledger, target: Database
 ) -> None:
     ids = busy_record(ledger)
+    ledger.close()
     assert copied(database, target) == []
     with closing(target.ledger()) as other:
         change_everything(other, ids)
@@ -311,11 +312,25 @@ def test_a_database_is_not_copied_to_itself(database: Database, ledger: Ledger) 
     refused(database, database, "is the database itself")
 
 
-@pytest.mark.engines("postgresql")  # the target is a file
 def test_no_server_runs_on_the_target(database: Database, target: Database) -> None:
     with serving(target) as server:
         refused(database, target, "A server or another program is using")
         assert server.stop() == 0
+    assert copied(database, target) == []
+
+
+@pytest.mark.engines("sqlite")  # the target is on a server
+def test_nobody_writes_to_the_target_meanwhile(database: Database, ledger: Ledger, target: Database) -> None:
+    busy_record(ledger)
+    refusals: list[str] = []
+
+    def write() -> None:
+        with closing(target.ledger()) as other, pytest.raises(DatabaseUnavailable) as refusal:
+            create(other)
+        refusals.append(str(refusal.value))
+
+    assert copied(database, target, once(write)) == []
+    assert len(refusals) == 1
 
 
 def test_a_copy_that_was_killed_goes_on(database: Database, ledger: Ledger, target: Database) -> None:

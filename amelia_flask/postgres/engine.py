@@ -21,7 +21,7 @@ from amelia_flask.postgres.database import (
 )
 from amelia_flask.postgres.door import PostgresDoor
 from amelia_flask.postgres.listener import PostgresListener
-from amelia_flask.postgres.lock import AdvisoryLock
+from amelia_flask.postgres.lock import SHARE_SERVING, AdvisoryLock
 
 OLDEST_SERVER = 140000
 
@@ -50,7 +50,7 @@ class PostgresEngine(Engine):
 
     def open_door(self) -> PostgresDoor:
         """The way in for a writer."""
-        return PostgresDoor(PostgresDatabase(self._server, WRITER, 1, WRITER_PATIENCE))
+        return PostgresDoor(PostgresDatabase(self._server, f"{WRITER}; {SHARE_SERVING}", 1, WRITER_PATIENCE))
 
     def listen(self, wake: Callable[[], None]) -> PostgresListener:
         """Call `wake` after each commit, of whichever host, that stores events."""

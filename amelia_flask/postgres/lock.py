@@ -6,9 +6,23 @@ from typing import Any
 
 from psycopg import errors
 
-from amelia_flask.database import FAULTS, Lock
+from amelia_flask.database import FAULTS, SERVING, Lock
 from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.postgres.database import PostgresDatabase
+
+
+def _number(purpose: str) -> str:
+    return f"hashtextextended('amelia-flask:' || current_schema() || ':{purpose}', 0)"
+
+
+# For a session that writes: it keeps away what replaces the record as long as it lasts, and fails while that is done.
+SHARE_SERVING = f"""
+    DO $$ BEGIN
+        IF NOT pg_try_advisory_lock_shared({_number(SERVING)}) THEN
+            RAISE lock_not_available USING MESSAGE = 'the record is being replaced';
+        END IF;
+    END $$
+"""
 
 
 class AdvisoryLock(Lock):
@@ -48,9 +62,8 @@ class AdvisoryLock(Lock):
         self._db.close_all()
 
     def _ask(self, function: str) -> Any:
-        sql = f"SELECT {function}(hashtextextended('amelia-flask:' || current_schema() || ':' || %s, 0))"
-        return self._execute(sql, (self._purpose,)).fetchone()[0]
+        return self._execute(f"SELECT {function}({_number(self._purpose)})").fetchone()[0]
 
-    def _execute(self, sql: str, values: tuple[str, ...] | None = None) -> Any:
+    def _execute(self, sql: str) -> Any:
         self._db.connect(reuse_if_open=True)
-        return self._db.connection().execute(sql, values)
+        return self._db.connection().execute(sql)
