@@ -193,7 +193,10 @@ def take_all_sessions(cluster: Cluster, others: ExitStack) -> None:
             first.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (ROLE,))
 
 
-def test_readers_wait_for_a_free_connection_with_an_end(cluster: Cluster, database: str) -> None:
+def test_readers_wait_for_a_free_connection_with_an_end(
+    cluster: Cluster, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amelia_flask.postgres.database.POOL_WAIT_SECONDS", 0.2)
     db = PostgresEngine(cluster.url(database)).open_readers(1)
     began, enough = threading.Event(), threading.Event()
 

@@ -9,7 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
+from amelia_flask import schema
+from amelia_flask.engines import engine_of
+from amelia_flask.errors import AmeliaError
 from amelia_flask.postgres import PostgresEngine
+from amelia_flask.settings import from_environment
 from tests.load import create_workflows
 from tests.postgres.clusters import PASSWORD, ROLE, Cluster
 from tests.postgres.conftest import Serve
@@ -123,13 +127,21 @@ def test_a_file_without_a_password_is_refused(
         ),
     ],
 )
-@pytest.mark.parametrize("command", ["init-db", "serve"])
-def test_what_is_no_url_is_refused_with_a_sentence(url: str, reason: str, command: str) -> None:
-    status, said = run(command, AMELIA_DATABASE_URL=url, AMELIA_PORT=str(free_port()))
-    assert status == 1, said
-    (sentence,) = said.splitlines()
+def test_what_is_no_url_is_refused_with_a_sentence(url: str, reason: str) -> None:
+    with pytest.raises(AmeliaError) as refused:
+        schema.set_up(engine_of(from_environment({"AMELIA_DATABASE_URL": url})))
+    (sentence,) = refused.value.message.splitlines()
     assert re.search(reason, sentence), sentence
     assert tells_no_password(sentence), sentence
+
+
+@pytest.mark.parametrize("command", ["init-db", "serve"])
+@pytest.mark.parametrize("url", ["mysql://host/x", f"postgresql://{ROLE}:{SECRET}@[::1/x"])
+def test_a_command_says_that_sentence_and_no_more(url: str, command: str) -> None:
+    status, said = run(command, AMELIA_DATABASE_URL=url, AMELIA_PORT=str(free_port()))
+    assert (status, len(said.splitlines())) == (1, 1), said
+    assert said.startswith("Error: AMELIA_DATABASE_URL is malformed: ")
+    assert tells_no_password(said), said
 
 
 @pytest.mark.parametrize(
