@@ -149,6 +149,7 @@ class PostgresDatabase(PooledPostgresqlDatabase):
 
     def load(self, query: Any, rows: Collection[Row]) -> None:
         """Insert many rows by an insertion that Peewee was told of: faster than `insert_many` is for many."""
+        self.connection().written += 1
         with self.connection().cursor() as cursor, cursor.copy(f"COPY {_place(query)} FROM STDIN") as stream:
             for row in rows:
                 stream.write_row(row)

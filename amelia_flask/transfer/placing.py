@@ -103,9 +103,7 @@ _stage = Prepared(
     lambda: OpenStage.insert(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
 )
 _event = Prepared(lambda: Event.select(*EVENT_COLUMNS).where(Event.id == param("id")), _at_once(Event, EVENT_COLUMNS))
-_insert_event = Prepared(
-    lambda: Event.insert_many([[param(column.name) for column in EVENT_COLUMNS]], fields=list(EVENT_COLUMNS))
-)
+_new_events = Event.insert_many([[param(column.name) for column in EVENT_COLUMNS]], fields=list(EVENT_COLUMNS))
 _take_positions = Prepared(
     lambda: (
         EventPosition.update(value=EventPosition.value + param("count"))
@@ -117,10 +115,8 @@ _DERIVED = (TokenUsage.day, TokenUsage.cost_usd)
 _record = Prepared(
     lambda: TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.id == param("id")), _at_once(TokenUsage, USAGE_COLUMNS)
 )
-_insert_record = Prepared(
-    lambda: TokenUsage.insert_many(
-        [[param(column.name) for column in (*USAGE_COLUMNS, *_DERIVED)]], fields=[*USAGE_COLUMNS, *_DERIVED]
-    )
+_new_records = TokenUsage.insert_many(
+    [[param(column.name) for column in (*USAGE_COLUMNS, *_DERIVED)]], fields=[*USAGE_COLUMNS, *_DERIVED]
 )
 
 _of_workflow, _of_event, _of_record = (
@@ -201,10 +197,10 @@ class _Part:
         """Write what was gathered: records, then events, then what they make of their workflows."""
         for workflow_id, records in self._records.items():
             rollups.add(self._tx, workflow_id, [(one.key, one.sums) for one in records], len(records))
-            _insert_record.run_many(self._tx, [(*_of_record(one), one.key[0], _dollars(one)) for one in records])
+            self._tx.load(_new_records, [(*_of_record(one), one.key[0], _dollars(one)) for one in records])
             self.taken.usage_records += len(records)
         if self._events:
-            _insert_event.run_many(self._tx, self._placed())
+            self._tx.load(_new_events, self._placed())
             self.taken.events += len(self._events)
         if self._end is not None:
             self._raise_position(self._end)
