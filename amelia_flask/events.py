@@ -175,7 +175,7 @@ _take_sequences = Prepared(
     WHERE workflows.id = taken.id RETURNING workflows.id, workflows.last_sequence
     """,
 )
-_take_positions = Prepared(
+take_positions = Prepared(
     lambda: (
         EventPosition.update(value=EventPosition.value + param("count"))
         .where(EventPosition.id == SQL("1"))
@@ -380,7 +380,7 @@ def _store(tx: Any, appends: list[tuple[str, list[NewRow]]]) -> Places:
 
 
 def _insert_all(tx: Any, numbered: list[tuple[str, int, NewRow]]) -> Places:
-    position = _take_positions.run_all(tx, [(len(numbered),)])[0][0] - len(numbered)
+    position = take_positions.run_all(tx, [(len(numbered),)])[0][0] - len(numbered)
     _insert.run_many(
         tx,
         [

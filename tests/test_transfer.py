@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from amelia_flask import events, moves, report, timeline, workflows
 from amelia_flask.ledger import Ledger
+from amelia_flask.stream import open_readers, page_or_wait
 from amelia_flask.transfer import reading, writing
 from amelia_flask.transfer.lines import Malformed
 from amelia_flask.transfer.placing import Taken
@@ -20,6 +22,7 @@ from tests import ledgers
 from tests.databases import Database, Databases, database_of
 from tests.histories import check, histories, hold, make, prune
 from tests.ledgers import create, move, new_event, record
+from tests.serving import until
 
 ledger = ledgers.ledger
 
@@ -127,6 +130,17 @@ def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(datab
             reading.take_in(two, Watched(exported(one), look), lambda _: None)
 
     hold(databases, histories, 60, holds_meanwhile)
+
+
+def test_an_import_wakes_who_waits_for_events_elsewhere(ledger: Ledger, other: Ledger) -> None:
+    create(ledger)
+    with closing(database_of(other).ledger()) as elsewhere, ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(
+            page_or_wait, elsewhere, lambda: elsewhere.read(timeline.page_of_all, timeline.Page(after=0)), 20
+        )
+        until(lambda: open_readers.here == 1)
+        take_in(other, exported(ledger))
+        assert len(waiting.result(5).events) == 1
 
 
 def test_new_positions_are_taken_in_the_order_of_the_old_ones(ledger: Ledger, other: Ledger) -> None:

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from amelia_flask import moves, rollups, workflows
+from amelia_flask import events, moves, rollups, workflows
 from amelia_flask.database import MISTAKES, Prepared, Row, param
-from amelia_flask.models import ACTIVE, Event, EventPosition, OpenStage, Status, TokenUsage, Workflow
+from amelia_flask.models import ACTIVE, Event, OpenStage, Status, TokenUsage, Workflow
 from amelia_flask.pricing import to_dollars
 from amelia_flask.summaries import is_active
 from amelia_flask.transfer.lines import (
@@ -104,13 +104,6 @@ _stage = Prepared(
 )
 _event = Prepared(lambda: Event.select(*EVENT_COLUMNS).where(Event.id == param("id")), _at_once(Event, EVENT_COLUMNS))
 _new_events = Event.insert_many([[param(column.name) for column in EVENT_COLUMNS]], fields=list(EVENT_COLUMNS))
-_take_positions = Prepared(
-    lambda: (
-        EventPosition.update(value=EventPosition.value + param("count"))
-        .where(EventPosition.id == 1)
-        .returning(EventPosition.value)
-    )
-)
 _DERIVED = (TokenUsage.day, TokenUsage.cost_usd)
 _record = Prepared(
     lambda: TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.id == param("id")), _at_once(TokenUsage, USAGE_COLUMNS)
@@ -342,9 +335,9 @@ class _Part:
 
     def _raise_position(self, position: int) -> int:
         """Have this and all lower positions count as given; give the newest that was given before."""
-        given: int = _take_positions.run(self._tx, count=0)[0][0]
+        given: int = events.take_positions.run_all(self._tx, [(0,)])[0][0]
         if position > given:
-            _take_positions.run(self._tx, count=position - given)
+            events.take_positions.run_all(self._tx, [(position - given,)])
         return given
 
     def _advance(self, line: WorkflowLine, row: _Row) -> None:
