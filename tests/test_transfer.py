@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from amelia_flask import events, moves, report, timeline, workflows
+from amelia_flask import ledger as ledger_module
 from amelia_flask.ledger import Ledger
-from amelia_flask.stream import open_readers, page_or_wait
+from amelia_flask.stream import page_or_wait
 from amelia_flask.transfer import reading, writing
 from amelia_flask.transfer.lines import Malformed
 from amelia_flask.transfer.placing import Taken
@@ -132,13 +133,22 @@ def test_what_holds_of_a_record_holds_after_every_transaction_of_an_import(datab
     hold(databases, histories, 60, holds_meanwhile)
 
 
-def test_an_import_wakes_who_waits_for_events_elsewhere(ledger: Ledger, other: Ledger) -> None:
+@pytest.mark.engines("postgresql")
+def test_an_import_wakes_who_waits_for_events_elsewhere(
+    ledger: Ledger, other: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "LOOK_SECONDS", 60.0)
     create(ledger)
+    heard: list[bool] = []  # at each look
+
     with closing(database_of(other).ledger()) as elsewhere, ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(
-            page_or_wait, elsewhere, lambda: elsewhere.read(timeline.page_of_all, timeline.Page(after=0)), 20
-        )
-        until(lambda: open_readers.here == 1)
+
+        def read() -> timeline.EventPage:
+            heard.append(elsewhere._listener is not None and elsewhere._listener.hears)
+            return elsewhere.read(timeline.page_of_all, timeline.Page(after=0))
+
+        waiting = thread.submit(page_or_wait, elsewhere, read, 20)
+        until(lambda: any(heard))
         take_in(other, exported(ledger))
         assert len(waiting.result(5).events) == 1
 
