@@ -2,17 +2,16 @@
 
 import logging
 import re
-from pathlib import Path
 
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from peewee import sqlite3 as engine
 
 from amelia_flask import create_app, errors
 from amelia_flask.errors import AmeliaError
 from amelia_flask.settings import from_environment
 from tests.answers import EVENT, USAGE, check_refusal, check_refused, exchange, new_workflow
+from tests.databases import Database
 from tests.serving import Server
 
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
@@ -112,21 +111,13 @@ def test_a_fault_is_told_without_its_inner_text(app: Flask, caplog: pytest.LogCa
     assert "KeyError: 'vitals'" in caplog.text, "the log tells the cause"
 
 
-def test_a_fault_inside_a_write_is_told_without_its_inner_text(app: Flask, tmp_path: Path) -> None:
+def test_a_fault_inside_a_write_is_told_without_its_inner_text(app: Flask, database: Database) -> None:
     workflow = new_workflow(app.test_client())
-    break_state(tmp_path / "amelia.db")
+    database.execute("UPDATE workflows SET state_json = '{not JSON'")  # the service itself never writes that
     response = app.test_client().patch(f"/api/workflows/{workflow}", json={"state": {"a": 1}})
     check_refused(response, 500, "INTERNAL_ERROR")
     assert "not JSON" not in response.text
     assert new_workflow(app.test_client(), "/other"), "the writer goes on"
-
-
-def break_state(path: Path) -> None:
-    """Put into the record what the service itself never writes."""
-    connection = engine.connect(path)
-    with connection:
-        connection.execute("UPDATE workflows SET state_json = '{not JSON'")
-    connection.close()
 
 
 def test_a_request_that_is_not_http_is_refused_in_the_same_shape(server: Server) -> None:

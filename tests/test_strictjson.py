@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from amelia_flask import strictjson
 from amelia_flask.errors import MalformedJson
+from amelia_flask.redaction import may_hold_secret
 from tests.answers import EVENT, check_refusal, check_refused, new_workflow
 from tests.calls import database_of
 
@@ -218,6 +219,7 @@ often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 @often
 @given(data=st.dictionaries(TEXT, VALUES), ascii_only=st.booleans())
 def test_whatever_json_says_comes_back_the_same(client: FlaskClient, url: str, data: Any, ascii_only: bool) -> None:
+    assume(not may_hold_secret(json.dumps(data)))
     found = store_and_read(client, url, data, ascii_only=ascii_only)
     # As text, so that 1, 1.0 and true, or 0.0 and -0.0, are not taken for the same.
     assert json.dumps(found) == json.dumps(data)
