@@ -207,19 +207,20 @@ def test_groups_and_commits_are_counted(client: FlaskClient) -> None:
 @pytest.mark.engines("sqlite")
 def test_writes_that_wait_are_counted_while_they_wait(client: FlaskClient, path: Path) -> None:
     workflow = create(client)
-    lock = FileLock(path)
-    before = figures(scraped(client))
+    lock, name, before = FileLock(path), "amelia_writer_queue_length", figures(scraped(client))
     calls = [threading.Thread(target=append, args=(client.application.test_client(), workflow)) for _ in range(5)]
     with lock.held():
-        for call in calls:
-            call.start()
+        calls[0].start()
         # The first of them is in the hands of the writer, which waits for the lock.
-        until(lambda: of(figures(scraped(client)), "amelia_writer_queue_length") == 4)
+        until(lambda: of(figures(scraped(client)), name) == 1 and ledger_of(client).writer.waiting == 0)
+        for call in calls[1:]:
+            call.start()
+        until(lambda: of(figures(scraped(client)), name) == 4)
     for call in calls:
         call.join()
     lock.close()
     after = figures(scraped(client))
-    assert of(after, "amelia_writer_queue_length") == 0
+    assert of(after, name) == 0
     assert of(after, "amelia_writer_group_size_sum") - of(before, "amelia_writer_group_size_sum") == 5
     assert of(after, "amelia_writer_group_size_count") - of(before, "amelia_writer_group_size_count") == 1
 
@@ -301,18 +302,15 @@ def test_sizes_are_those_of_the_files(client: FlaskClient, path: Path) -> None:
 
 
 @pytest.mark.engines("postgresql")
-def test_a_server_tells_how_large_its_database_is_whatever_lies_at_the_path(
-    client: FlaskClient, database: Database
-) -> None:
+def test_a_server_tells_its_size_whatever_lies_at_the_path(client: FlaskClient, database: Database) -> None:
     path = Path(database.settings["AMELIA_DATABASE_PATH"])
     path.write_text("another")
     path.with_name("amelia.db.backup").write_text(clock.to_text(clock.now()))
     found = figures(scraped(client))
     sizes = {labels: value for (name, labels), value in found.items() if name == "amelia_database_size_bytes"}
     assert sizes.keys() == {frozenset({("file", "main")})}
-    assert sum(sizes.values()) == pytest.approx(
-        database.rows("SELECT pg_database_size(current_database())")[0][0], rel=0.01
-    )
+    ((size,),) = database.rows("SELECT pg_database_size(current_database())")
+    assert sum(sizes.values()) == pytest.approx(size, rel=0.01)
     assert not {"amelia_database_free_bytes", "amelia_last_backup_timestamp_seconds"} & {name for name, _ in found}
     (build,) = (dict(labels) for name, labels in found if name == "amelia_build_info")
     assert re.fullmatch(r"PostgreSQL [0-9]+\.[0-9]+", build["engine"])
