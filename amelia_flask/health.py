@@ -136,7 +136,7 @@ def check_readiness(ledger: Ledger) -> Ready:
 
 
 def _check_database(ledger: Ledger, can_read: bool) -> DatabaseHealth:
-    status, error = _try_database(ledger) if can_read else ("unhealthy", DatabaseUnavailable().message)
+    status, error = _try_database(ledger) if can_read else ("unhealthy", _why_not(ledger))
     writer = ledger.writer
     return DatabaseHealth(
         status=status,
@@ -146,6 +146,10 @@ def _check_database(ledger: Ledger, can_read: bool) -> DatabaseHealth:
         engine_is_mended=ledger.engine.is_mended(),
         writer=WriterHealth(writer.waiting, writer.commits, writer.failure),
     )
+
+
+def _why_not(ledger: Ledger) -> str:
+    return ledger.writer.problem() or DatabaseUnavailable().message
 
 
 def _try_database(ledger: Ledger) -> tuple[_Status, str | None]:
