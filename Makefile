@@ -22,7 +22,7 @@ types: $(VENV)/.test
 unit: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.serve
+bench: $(VENV)/.test
 	$(BIN)/python -m bench
 
 $(VENV)/bin/python:
