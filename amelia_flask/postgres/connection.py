@@ -9,6 +9,7 @@ from psycopg.adapt import Loader
 from psycopg.types.numeric import Int8Dumper
 
 CONNECT_SECONDS = 3
+BEGIN_SECONDS = 2  # less than any caller waits: BEGIN is no work, so no answer to it tells of a connection that broke
 
 
 class _TimeLoader(Loader):

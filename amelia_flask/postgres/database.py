@@ -11,7 +11,7 @@ from psycopg.pq import TransactionStatus
 
 from amelia_flask.database import BUSY_TIMEOUT_MS, POOL_WAIT_SECONDS, READ_SECONDS, Row
 from amelia_flask.errors import DatabaseUnavailable
-from amelia_flask.postgres.connection import Adapter, Cursor, introduce
+from amelia_flask.postgres.connection import BEGIN_SECONDS, Adapter, Cursor, introduce
 
 # After an attempt in vain nobody else tries for as long: each would hold a thread for CONNECT_SECONDS.
 PAUSE_SECONDS = 0.5
@@ -103,17 +103,25 @@ class PostgresDatabase(PooledPostgresqlDatabase):
         return not conn.closed and conn.info.transaction_status == TransactionStatus.IDLE
 
     def begin_read(self) -> None:
-        """Begin a read of one moment on this thread's connection, which ends after READ_SECONDS.
+        """Begin a read of one moment on this thread's connection, which ends after READ_SECONDS."""
+        self.begin_anew("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 
-        Where the connection turns out to have broken since it was used last, a new one takes its place.
+    def begin_anew(self, begin: str) -> None:
+        """Begin a transaction on this thread's connection.
+
+        Where that turns out to have broken since it was used last, with or without a word, a new one takes its place.
         """
-        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
         try:
-            self.connection().execute(begin)
+            self._begin(begin)
         except psycopg.OperationalError:
             self.renew()
-            self.connection().execute(begin)
-        self.connection().patience = self._patience  # it may have been lent to one that took its time
+            self._begin(begin)
+
+    def _begin(self, begin: str) -> None:
+        connection = self.connection()
+        connection.patience = BEGIN_SECONDS
+        connection.execute(begin)
+        connection.patience = self._patience
 
     def renew(self) -> None:
         """Give this thread a new connection for one that broke; what is idle has probably broken too."""

@@ -9,7 +9,6 @@ positions that of commits.
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 
-import psycopg
 from psycopg import errors
 from psycopg.pq import TransactionStatus
 
@@ -50,11 +49,7 @@ class PostgresDoor(Door):
 
         What is mixed waits for the row of the newest position too, before it waits for anything else.
         """
-        try:
-            self.db.connection().execute("BEGIN")
-        except psycopg.OperationalError:  # it broke since the last group, and nothing has begun
-            self.db.renew()
-            self.db.connection().execute("BEGIN")
+        self.db.begin_anew("BEGIN")
         if workflows is None:
             self.db.connection().execute(_lock_all_workflows)
         elif workflows:
@@ -64,6 +59,8 @@ class PostgresDoor(Door):
 
     @property
     def _status(self) -> TransactionStatus:
+        if self.db.is_closed():  # to ask it would open a connection
+            return TransactionStatus.UNKNOWN
         return self.db.connection().info.transaction_status  # type: ignore[no-any-return]  # Peewee has no types
 
     @property
