@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from amelia_flask.postgres.connection import BEGIN_SECONDS
 from tests.load import Clients, create_workflows, event, in_parallel
 from tests.postgres.clusters import PASSWORD, Cluster
 from tests.postgres.conftest import Serve
@@ -46,7 +47,7 @@ def works(server: Server, path: str) -> bool:
 
 
 def test_after_a_restart_while_idle_the_next_calls_succeed(serve: Serve, cluster: Cluster, database: str) -> None:
-    server = serve()
+    server = serve(workers=1)  # another one might begin to connect just while there is nobody
     path = f"/api/workflows/{create_workflows(server, 1)[0]}/events"
     assert {one.reply.status for one in reads_and_writes(server, path, THREADS)} == {200, 201}
     cluster.restart()
@@ -134,6 +135,18 @@ def test_a_server_that_never_answers_keeps_nobody_waiting_without_an_end(
         assert probes[2].result().seconds < AT_ONCE_SECONDS
         way.speak()
         until(lambda: works(server, path), RECOVERED_SECONDS)
+    check_gapless(cluster, database)
+
+
+def test_connections_that_have_become_silent_are_replaced(serve: Serve, cluster: Cluster, database: str) -> None:
+    with detour(cluster.port) as way:
+        server = serve(database_url=cluster.url(database, way.port), threads=THREADS)
+        path = f"/api/workflows/{create_workflows(server, 1)[0]}/events"
+        assert {one.reply.status for one in reads_and_writes(server, path, THREADS)} == {200, 201}
+        way.abandon()
+        told = reads_and_writes(server, path, THREADS)
+        assert {one.reply.status for one in told} == {200, 201}
+        assert max(one.seconds for one in told) < BEGIN_SECONDS + RECOVERED_SECONDS
     check_gapless(cluster, database)
 
 

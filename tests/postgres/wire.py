@@ -33,7 +33,7 @@ class Detour(socketserver.ThreadingTCPServer):
         self.release = threading.Event()
         self.speaks = threading.Event()
         self.speaks.set()
-        self.accepted = 0
+        self._abandoned: list[threading.Event] = []
 
     @property
     def port(self) -> int:
@@ -44,9 +44,17 @@ class Detour(socketserver.ThreadingTCPServer):
         """Take whatever comes, new connections too, and answer nothing."""
         self.speaks.clear()
 
+    def abandon(self) -> None:
+        """Forward what comes on new connections alone, and say nothing to the others: a firewall forgot them."""
+        self._abandoned.append(self.speaks)
+        self.speaks.clear()
+        self.speaks = threading.Event()
+        self.speaks.set()
+
     def speak(self) -> None:
         """Forward again, also what came meanwhile."""
-        self.speaks.set()
+        for speaks in (*self._abandoned, self.speaks):
+            speaks.set()
 
     def wait_until_cut(self) -> None:
         """Until a connection was cut."""
@@ -57,8 +65,8 @@ class _Handler(socketserver.BaseRequestHandler):
     server: Detour
 
     def handle(self) -> None:
-        self.server.accepted += 1
-        self.server.speaks.wait()
+        self._speaks = self.server.speaks
+        self._speaks.wait()
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.server.target)) as there:
             here = self.request
             back = threading.Thread(target=self._pump, args=(there, here, _Outcomes()), daemon=True)
@@ -70,7 +78,7 @@ class _Handler(socketserver.BaseRequestHandler):
         """Until an end closes, or it is to be cut here."""
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK):
-                self.server.speaks.wait()
+                self._speaks.wait()
                 messages.take(data)
                 if messages.is_commit and self._is_cut(messages.place):
                     break
