@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from amelia_flask import schema
+from amelia_flask.database import WRITER
+from amelia_flask.errors import DatabaseUnavailable
 from amelia_flask.postgres import PostgresEngine
 from tests import programs
 from tests.postgres.clusters import Cluster
@@ -72,6 +74,17 @@ def test_one_of_ten_brings_it_on(cluster: Cluster, database: str, later: Path) -
     migration(later, "0901_most", "INSERT INTO more VALUES (1)")
     assert set_up_at_once(cluster, database, later) == {"['0900_more', '0901_most']": 1, "[]": HOSTS - 1}
     assert cluster.run("SELECT x FROM more", database=database) == [(1,)]
+
+
+def test_the_one_that_does_it_is_waited_for_with_an_end(
+    cluster: Cluster, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "LOCK_SECONDS", 0.2)
+    engine = PostgresEngine(cluster.url(database))
+    with engine.lock(WRITER).held(), pytest.raises(DatabaseUnavailable):
+        schema.set_up(engine)
+    assert tables(cluster, database) == []
+    assert schema.set_up(engine) != []
 
 
 def test_a_migration_that_fails_leaves_no_trace_however_often_it_is_tried(
