@@ -298,3 +298,13 @@ class Prepared:
     def _compile(self, db: Any) -> tuple[str, list[Any]]:
         sql, params = db.get_sql_context().sql(self._build()).query()
         return self._compiled.setdefault(type(db), (sql, list(params)))
+
+
+def by_id(*columns: Any) -> Prepared:
+    """These columns of the row with an `id`; `run_all` finds those of many ids, each in a tuple of its own."""
+    model = columns[0].model
+    names = ", ".join(column.column_name for column in columns)
+    return Prepared(
+        lambda: model.select(*columns).where(model.id == param("id")),
+        f"SELECT {names} FROM {model._meta.table_name} WHERE id = ANY(%s::text[])",  # noqa: S608 - names of the models
+    )

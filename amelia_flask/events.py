@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 from peewee import SQL
 
 from amelia_flask import clock, stages
-from amelia_flask.database import Prepared, Row, at_most, param
+from amelia_flask.database import Prepared, Row, at_most, by_id, param
 from amelia_flask.errors import AmeliaError, IdReused, NotFound
 from amelia_flask.fields import (
     Id,
@@ -158,11 +158,7 @@ COLUMNS = (
     Event.correlation_id,
 )
 
-_NAMES = ", ".join(column.column_name for column in COLUMNS)
-_stored = Prepared(
-    lambda: Event.select(*COLUMNS).where(Event.id == param("id")),
-    f"SELECT {_NAMES} FROM events WHERE id = ANY(%s::text[])",  # noqa: S608 - the columns of the model
-)
+_stored = by_id(*COLUMNS)
 _take_sequences = Prepared(
     lambda: (
         Workflow.update(updated_at=param("now"), last_sequence=Workflow.last_sequence + param("count"))

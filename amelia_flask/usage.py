@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from msgspec import Meta, Struct
 
 from amelia_flask import clock, rollups
-from amelia_flask.database import Prepared, Row, at_most, param
+from amelia_flask.database import Prepared, Row, at_most, by_id, param
 from amelia_flask.errors import IdReused, InvalidCursor, NotFound
 from amelia_flask.fields import Id, Moment, Timestamp, check_moment
 from amelia_flask.models import TokenUsage, Workflow
@@ -180,7 +180,7 @@ _INSERTED = (
     TokenUsage.day,
     TokenUsage.cost_usd,
 )
-_stored = Prepared(lambda: TokenUsage.select(*_RECORD).where(TokenUsage.id == param("id")))
+_stored = by_id(*_RECORD)
 _insert = Prepared(
     lambda: TokenUsage.insert_many([tuple(param(column.name) for column in _INSERTED)], fields=list(_INSERTED))
 )
@@ -213,8 +213,9 @@ def record(tx: Any, workflow_id: str, records: Sequence[Priced]) -> RecordedUsag
     """
     fresh: dict[str, Priced] = {}
     answers: dict[str, Recorded] = {}
+    stored = {row[0]: row for row in _stored.run_all(tx, [(one.id,) for one in records if one.has_id])}
     for one in records:
-        twin = _twin(tx, workflow_id, one, fresh) if one.has_id else None
+        twin = _twin(tx, workflow_id, one, fresh, stored) if one.has_id else None
         answers[one.id] = twin or _recorded(one.id, one.cost_nano, one.cost_source)
         if twin is None:
             fresh.setdefault(one.id, one)
@@ -307,23 +308,25 @@ def _from_row(row: Row) -> StoredUsage:
     return StoredUsage(*head, _dollars(cost_nano), cost_source, request_id, timestamp)  # type: ignore[call-arg]  # a checker cannot count
 
 
-def _twin(tx: Any, workflow_id: str, one: Priced, fresh: dict[str, Priced]) -> Recorded | None:
+def _twin(
+    tx: Any, workflow_id: str, one: Priced, fresh: dict[str, Priced], stored: dict[str, Row]
+) -> Recorded | None:
     """The record with this id and content that is stored already, None where there is none or it is in this batch."""
     earlier = fresh.get(one.id)
     if earlier is not None:
         if _said(one, one.has_timestamp) != _said(earlier, one.has_timestamp):
             raise IdReused(id=one.id)
         return None
-    rows = _stored.run(tx, id=one.id)
-    if not rows:
+    row = stored.get(one.id)
+    if row is None:
         return None
-    if rows[0][1] != workflow_id:
+    if row[1] != workflow_id:
         _refuse_unknown(tx, workflow_id)
         raise IdReused(id=one.id)
-    stored = _kept(one, rows[0])
-    if _said(one, one.has_timestamp) != _said(stored, one.has_timestamp):
+    kept = _kept(one, row)
+    if _said(one, one.has_timestamp) != _said(kept, one.has_timestamp):
         raise IdReused(id=one.id)
-    return _recorded(one.id, stored.cost_nano, stored.cost_source)
+    return _recorded(one.id, kept.cost_nano, kept.cost_source)
 
 
 def _refuse_unknown(db: Any, workflow_id: str) -> None:

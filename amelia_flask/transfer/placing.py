@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from amelia_flask import events, moves, rollups, workflows
-from amelia_flask.database import MISTAKES, Prepared, Row, param
+from amelia_flask.database import MISTAKES, Prepared, Row, by_id, param
 from amelia_flask.models import ACTIVE, Event, OpenStage, Status, TokenUsage, Workflow
 from amelia_flask.pricing import to_dollars
 from amelia_flask.summaries import is_active
@@ -64,13 +64,8 @@ class Open(NamedTuple):
     standing: _Standing
 
 
-def _at_once(model: Any, columns: tuple[Any, ...]) -> str:
-    names = ", ".join(column.column_name for column in columns)
-    return f"SELECT {names} FROM {model._meta.table_name} WHERE id = ANY(%s::text[])"  # noqa: S608 - names of the models
-
-
 _id = Workflow.id == param("id")
-_stored = Prepared(lambda: Workflow.select(*WORKFLOW_COLUMNS).where(_id))
+_stored = by_id(*WORKFLOW_COLUMNS)
 _insert = Prepared(
     lambda: Workflow.insert_many([[param(column.name) for column in WORKFLOW_COLUMNS]], fields=list(WORKFLOW_COLUMNS))
 )
@@ -102,12 +97,10 @@ _finish = Prepared(
 _stage = Prepared(
     lambda: OpenStage.insert(workflow=param("workflow"), stage=param("stage"), sequence=param("sequence"))
 )
-_event = Prepared(lambda: Event.select(*EVENT_COLUMNS).where(Event.id == param("id")), _at_once(Event, EVENT_COLUMNS))
+_event = by_id(*EVENT_COLUMNS)
 _new_events = Event.insert_many([[param(column.name) for column in EVENT_COLUMNS]], fields=list(EVENT_COLUMNS))
 _DERIVED = (TokenUsage.day, TokenUsage.cost_usd)
-_record = Prepared(
-    lambda: TokenUsage.select(*USAGE_COLUMNS).where(TokenUsage.id == param("id")), _at_once(TokenUsage, USAGE_COLUMNS)
-)
+_record = by_id(*USAGE_COLUMNS)
 _new_records = TokenUsage.insert_many(
     [[param(column.name) for column in (*USAGE_COLUMNS, *_DERIVED)]], fields=[*USAGE_COLUMNS, *_DERIVED]
 )
