@@ -57,16 +57,16 @@ class JoinedChange(Change):
         AmeliaError that refuses it; of a change that is refused it stores nothing. It changes these workflows alone,
         and takes positions after all else that another process may wait for.
         """
-        super().__init__(self._alone, workflows, rows)
+        super().__init__(lambda tx: _only(together(tx, [argument])), workflows, rows)
         self.together = together
         self.argument = argument
 
-    def _alone(self, tx: Any) -> Any:
-        assert self.together is not None  # noqa: S101 - set above
-        (result,) = self.together(tx, [self.argument])
-        if isinstance(result, AmeliaError):
-            raise result
-        return result
+
+def _only(results: list[Any]) -> Any:
+    (result,) = results
+    if isinstance(result, AmeliaError):
+        raise result
+    return result
 
 
 _Result = tuple[Any, AmeliaError | None]
@@ -97,7 +97,7 @@ class Group:
                     raise
                 log.info("a group of writes is tried again: %s", type(error).__name__)
             self._roll_back()
-            time.sleep(RIVAL_SECONDS)
+            time.sleep(RIVAL_SECONDS)  # nobody tells when the others are done
         return self._commit()
 
     @property

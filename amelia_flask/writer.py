@@ -79,10 +79,10 @@ class Writer:
         """
         with self._entering:
             self._ensure_running()
-            if self._queue.qsize() >= MAX_WAITING:
+            if self.waiting >= MAX_WAITING:
                 raise DatabaseUnavailable("Too many writes are waiting; try again.")
             self._queue.put(change)
-            queue_length.set(self._queue.qsize())
+            queue_length.set(self.waiting)
         return change.future
 
     def ensure_running(self) -> None:
@@ -214,7 +214,7 @@ class Writer:
             outcomes = group.fail(failure)
         self._left = group.left + self._left
         with self._entering:  # or a caller who has just counted the queue could say so after this
-            queue_length.set(self._queue.qsize() + len(self._left))
+            queue_length.set(self.waiting)
         _answer(outcomes)
 
     def _note_commit(self) -> None:
