@@ -121,7 +121,7 @@ def _giving_way(target: Path) -> Iterator[Callable[[], None]]:
     def give_way() -> None:
         nonlocal began
         os.fdatasync(descriptor)
-        time.sleep(PAUSE * (time.monotonic() - began))
+        time.sleep(PAUSE * (time.monotonic() - began))  # the disk is for others meanwhile
         began = time.monotonic()
 
     try:

@@ -145,7 +145,7 @@ class ConnectionWorker(ThreadWorker):
         many that come at once, it would otherwise take all, and serve them alone.
         """
         if self.nr_conns - connections.fewest(self.cfg.workers) > MOST_AHEAD:
-            time.sleep(MOMENT_SECONDS)
+            time.sleep(MOMENT_SECONDS)  # others may be first
         try:
             client, address = listener.accept()
         except OSError as error:

@@ -70,4 +70,4 @@ class FileLock(Lock):
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise DatabaseUnavailable from None
-            time.sleep(POLL_SECONDS)
+            time.sleep(POLL_SECONDS)  # flock has no time-out of its own

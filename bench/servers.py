@@ -51,7 +51,7 @@ class Process(Server):
         before = None
         while (used := [sum(one.cpu_times()[:2]) for one in self._processes()]) != before:
             before = used
-            time.sleep(RESTING_SECONDS)
+            time.sleep(RESTING_SECONDS)  # between two looks
 
     def resident(self) -> list[float]:
         """Megabytes that each of its processes has in memory, the one that started the others first."""

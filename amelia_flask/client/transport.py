@@ -126,7 +126,7 @@ class Transport:
                 is_last = attempt >= self._attempts or time.monotonic() + pause >= deadline
                 if is_last or not error.is_passing or (in_doubt and not request.repeatable):
                     raise
-            time.sleep(pause)
+            time.sleep(pause)  # as the server asked, or longer each time
         raise AssertionError("there is always a next attempt")
 
     def close(self) -> None:

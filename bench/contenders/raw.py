@@ -37,7 +37,7 @@ def measure(path: Path, rows: int, seconds: float) -> list[float]:
     for batch in count():
         one = workflows[batch % len(workflows)]
         values = [
-            _row(one, batch // len(workflows) * rows + n, position + batch * rows + n) for n in range(1, rows + 1)
+            row(one, batch // len(workflows) * rows + n, position + batch * rows + n) for n in range(1, rows + 1)
         ]
         taken.append(_commit(database.connection(), values))
         if time.perf_counter() - started >= seconds:
@@ -55,7 +55,8 @@ def _workflows(database: SqliteExtDatabase) -> list[str]:
     return ids
 
 
-def _row(workflow: str, sequence: int, position: int) -> tuple[Any, ...]:
+def row(workflow: str, sequence: int, position: int) -> tuple[Any, ...]:
+    """An event as the columns of its table hold it."""
     said = event(position)
     return (
         *(clock.new_id(), workflow, sequence, position, clock.to_text(clock.now())),

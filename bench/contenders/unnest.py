@@ -12,8 +12,8 @@ from typing import Any
 
 import psycopg
 
-from amelia_flask import clock
-from bench.requests import WORKFLOWS, event
+from bench.contenders.raw import row
+from bench.requests import WORKFLOWS
 
 NEW_WORKFLOWS = f"""
     INSERT INTO workflows (id, issue_id, worktree_path, worktree_name, status, created_at, updated_at, digest)
@@ -39,19 +39,11 @@ def measure(url: str, rows: int, seconds: float) -> list[float]:
         for batch in count():
             query = "SELECT nextval('raw_numbers') FROM generate_series(1, %s)"
             numbers = [number for (number,) in connection.execute(query, (rows,))]
-            values = [_row(f"raw-{batch % WORKFLOWS + 1}", number) for number in numbers]
+            values = [row(f"raw-{batch % WORKFLOWS + 1}", number, number) for number in numbers]
             taken.append(_commit(connection, values))
             if time.perf_counter() - started >= seconds:
                 return taken
     raise AssertionError
-
-
-def _row(workflow: str, number: int) -> tuple[Any, ...]:
-    said = event(number)
-    return (
-        *(clock.new_id(), workflow, number, number, clock.to_text(clock.now())),
-        *(said["agent"], said["event_type"], said["message"], json.dumps(said["data"], separators=(",", ":"))),
-    )
 
 
 def _commit(connection: "psycopg.Connection[Any]", rows: list[tuple[Any, ...]]) -> float:

@@ -70,7 +70,8 @@ def test_one_of_ten_makes_the_schema(cluster: Cluster, database: str) -> None:
 
 def test_one_of_ten_brings_it_on(cluster: Cluster, database: str, later: Path) -> None:
     schema.set_up(PostgresEngine(cluster.url(database)))
-    migration(later, "0900_more", "CREATE TABLE more (x INT)", "SELECT pg_sleep(0.5)")
+    wait = "SELECT pg_sleep(0.5)"  # so that all others wait for the one
+    migration(later, "0900_more", "CREATE TABLE more (x INT)", wait)
     migration(later, "0901_most", "INSERT INTO more VALUES (1)")
     assert set_up_at_once(cluster, database, later) == {"['0900_more', '0901_most']": 1, "[]": HOSTS - 1}
     assert cluster.run("SELECT x FROM more", database=database) == [(1,)]
